@@ -1,0 +1,1 @@
+"""The services a Substrate host runs (DESIGN §2)."""

@@ -1,0 +1,1 @@
+"""What agents talk to: sessions, worlds by proxy, run."""

@@ -1,0 +1,1 @@
+"""Policy decides: allow, ask or deny, with the rule that said so."""

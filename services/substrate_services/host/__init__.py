@@ -1,0 +1,1 @@
+"""Process assembly: configuration, start-up, doctor."""

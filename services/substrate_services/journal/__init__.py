@@ -1,0 +1,1 @@
+"""Append-only, chained record of everything a host did: the only truth."""

@@ -1,0 +1,1 @@
+"""Run a recorded step again and say whether it did the same."""

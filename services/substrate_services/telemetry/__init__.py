@@ -1,0 +1,1 @@
+"""From segments to processes, events and coverage; OpenTelemetry as a projection."""

@@ -1,0 +1,1 @@
+"""Isolated execution contexts and what happens in them."""

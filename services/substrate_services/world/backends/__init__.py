@@ -1,0 +1,1 @@
+"""Ways to put an init into a box."""

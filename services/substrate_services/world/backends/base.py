@@ -1,0 +1,154 @@
+"""What a backend must offer: a way to put an init into a box (DESIGN §3).
+
+Everything above this line (execs, files, changes, snapshots) is the same for every backend; a
+backend only makes boxes, finds those that outlived the host process, and takes them down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Mount a copy-on-write view at ``target``. Layers are host directories, topmost first."""
+
+    target: bytes
+    lowers: tuple[bytes, ...]
+    upper: bytes
+    work: bytes
+    idmap_lowers: tuple[bool, ...] = ()  # which lowers are host trees to be shown id-mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Show the host's file or directory ``source`` at ``target`` (not copy-on-write)."""
+
+    target: bytes
+    source: bytes
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A fresh tmpfs at ``target``."""
+
+    target: bytes
+    mode: int = 0o755
+    size_bytes: int = 64 << 20
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """Cover a file with an empty, unreadable one (skipped where the target does not exist)."""
+
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskDir:
+    """Cover a directory with an empty read-only tmpfs (skipped where it does not exist)."""
+
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Grab:
+    """Keep what is mounted at ``path`` now, under ``name``, to show it again after a cover."""
+
+    name: str
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Attach what :class:`Grab` kept at ``target``."""
+
+    name: str
+    target: bytes
+    read_only: bool = False
+
+
+MountOp = Overlay | Bind | Tmpfs | MaskFile | MaskDir | Grab | Place
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSpec:
+    """The box to make: its mounts in order, and who its processes are.
+
+    The backend adds by itself, after ``mounts``: /proc of the box's pid namespace with the usual
+    masks, a minimal /dev with its own /dev/pts and /dev/shm, a read-only /sys, and the segment
+    tmpfs at /run/substrate/seg.
+    """
+
+    world_id: str
+    mounts: tuple[MountOp, ...]
+    hostname: str
+    segment_limit_bytes: int = 256 << 20
+    # "caller": identity mapping of the host process's uid (rootless, or root on an old kernel);
+    # "range": 65,536 ids mapped to an unprivileged range, layers id-mapped (host is root).
+    id_mapping: Literal["caller", "range"] = "range"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A living box. The descriptors belong to whoever holds this; close them when done."""
+
+    world_id: str
+    init_pid: int  # in the host's pid namespace
+    channel_fd: int  # SOCK_SEQPACKET to the init
+    segments_fd: int  # directory of the segment tmpfs
+    pidfd: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendCapabilities:
+    """What this host can do, for Capabilities and doctor; each value names a mode, not a hope."""
+
+    rootless: bool
+    id_mapping: Literal["range", "caller", "weak"]
+    overlay: str  # e.g. "single", "per-top-level-directory"
+    overlay_options: tuple[str, ...]
+    kill: Literal["cgroup.kill", "subreaper"]
+    problems: tuple[str, ...] = ()  # one line each: what is missing, the consequence, the fix
+
+
+class Backend(Protocol):
+    """Makes, finds and removes boxes. Implementations: native; docker and vm follow."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Connect to what makes boxes, starting it if it does not run.
+
+        Raises:
+            BackendUnavailable: namespaces or mounts are refused here; the text says the fix.
+        """
+
+    async def create(self, spec: BoxSpec) -> Box:
+        """Make a box with a running init. Raises BackendError with the failing mount or call."""
+
+    async def adopt(self) -> list[Box]:
+        """Boxes that live on from an earlier host process."""
+
+    async def remove(self, world_id: str) -> None:
+        """Kill everything in the box and unmount it. Idempotent."""
+
+    def capabilities(self) -> BackendCapabilities: ...
+
+    async def close(self) -> None:
+        """Let go of the boxes without ending them."""
+
+
+class BackendError(Exception):
+    """A box could not be made or reached; the text is one line for people."""
+
+
+class BackendUnavailable(BackendError):
+    """This host cannot make boxes at all; ``fix`` says what to change."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
