@@ -145,12 +145,15 @@ class Process:
 class FileFingerprint:
     """Tells cheaply whether a file of the base is still the one recorded."""
 
-    path: bytes
+    path: bytes  # absolute on the host
     ino: int
     mtime_ns: int
     ctime_ns: int
     size: int
-    mode: int
+    mode: int  # st_mode, type bits included
+    uid: int
+    gid: int
+    target: bytes | None = None  # of a symbolic link
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,15 @@ class Place:
     read_only: bool = False
 
 
-MountOp = Overlay | Bind | Tmpfs | MaskFile | MaskDir | Grab | Place
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """A symbolic link on a tmpfs made by an earlier operation (rootless: /bin -> usr/bin)."""
+
+    target: bytes
+    points_to: bytes
+
+
+MountOp = Overlay | Bind | Tmpfs | MaskFile | MaskDir | Grab | Place | Symlink
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,148 @@
+"""What a step did to the tree: the difference between two walks of the layers (DESIGN §5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from substrate_services.journal.schema import Change, ChangeScope, FileState
+from substrate_services.world.base_mounts import is_below
+from substrate_services.world.layers import HashFile, Layer, LowerView, UpperNode
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One side of a comparison at one path: the upper's entry over what lies below it."""
+
+    upper: UpperNode | None
+    lower: LowerView | None
+
+    def shows_lower_only(self) -> bool:
+        return self.upper is None
+
+    def exists(self) -> bool:
+        if self.upper is not None:
+            return self.upper.kind is not None
+        return self.lower is not None
+
+    def kind(self) -> str:
+        if self.upper is not None:
+            return self.upper.kind or "none"
+        return self.lower.kind if self.lower is not None else "none"
+
+    def state(self, hash_file: HashFile | None) -> FileState | None:
+        if self.upper is not None:
+            return self.upper.state()
+        return self.lower.state(hash_file) if self.lower is not None else None
+
+    def below(self, root: LowerView) -> LowerView | None:
+        """The lower directory that this directory's entries are merged with."""
+        if self.upper is None:
+            return self.lower
+        if self.upper.kind != "dir" or self.upper.opaque:
+            return None
+        if self.upper.redirect is not None:
+            # Absolute: from the layer's root. Relative: a rename within the same directory,
+            # which the parent has already looked up (see _child).
+            if self.upper.redirect.startswith(b"/"):
+                lower = root.lookup(self.upper.redirect)
+                return lower if lower is not None and lower.kind == "dir" else None
+        return self.lower if self.lower is not None and self.lower.kind == "dir" else None
+
+
+class ChangeFinder:
+    """Compares walks of one world's layers.
+
+    Args:
+        layers: the world's layers.
+        project: the directory whose changes have scope ``project``; None when there is none.
+        hash_lower: gives the digest of a base file.
+    """
+
+    def __init__(
+        self, layers: tuple[Layer, ...], project: bytes | None, hash_lower: HashFile
+    ) -> None:
+        self._layers = layers
+        self._project = project
+        self._hash_lower = hash_lower
+
+    def changes(
+        self, before: Mapping[str, UpperNode], after: Mapping[str, UpperNode]
+    ) -> list[Change]:
+        """All changes between two walks (layer id → upper root), sorted by path."""
+        found: list[Change] = []
+        for layer in self._layers:
+            root = LowerView.root(layer)
+            old = _View(before.get(layer.layer_id), root)
+            new = _View(after[layer.layer_id], root)
+            found.extend(self._compare(layer, root, b"", old, new))
+        return sorted(found, key=lambda change: change.path)
+
+    def _compare(
+        self, layer: Layer, root: LowerView, relative: bytes, old: _View, new: _View
+    ) -> Iterator[Change]:
+        if old.shows_lower_only() and new.shows_lower_only():
+            old_key = old.lower.key if old.lower is not None else None
+            new_key = new.lower.key if new.lower is not None else None
+            if old_key == new_key:
+                return
+        if not old.exists() and not new.exists():
+            return
+        change = self._change(layer.path_in_world(relative), old, new)
+        if change is not None:
+            yield change
+        if old.kind() != "dir" and new.kind() != "dir":
+            return
+        old_below = old.below(root) if old.kind() == "dir" else None
+        new_below = new.below(root) if new.kind() == "dir" else None
+        names = set(old.upper.children if old.upper is not None else ())
+        names |= set(new.upper.children if new.upper is not None else ())
+        if (old_below.key if old_below else None) != (new_below.key if new_below else None):
+            names |= set(old_below.names() if old_below is not None else ())
+            names |= set(new_below.names() if new_below is not None else ())
+        for name in sorted(names):
+            yield from self._compare(
+                layer,
+                root,
+                os.path.join(relative, name),
+                _child(old, old_below, name),
+                _child(new, new_below, name),
+            )
+
+    def _change(self, path: bytes, old: _View, new: _View) -> Change | None:
+        scope = self._scope(path)
+        if not old.exists():
+            return Change(path, "created", scope, None, new.state(self._hash_lower))
+        if not new.exists():
+            return Change(path, "deleted", scope, old.state(self._hash_lower), None)
+        # Sizes decide most comparisons; only equal sizes are worth reading the base for.
+        before, after = old.state(None), new.state(None)
+        assert before is not None and after is not None
+        same_shape = (
+            before.kind == after.kind
+            and before.size == after.size
+            and before.target == after.target
+            and before.rdev == after.rdev
+        )
+        if before.kind == "file" or after.kind == "file":
+            before, after = old.state(self._hash_lower), new.state(self._hash_lower)
+            assert before is not None and after is not None
+        if not same_shape or before.digest != after.digest:
+            return Change(path, "modified", scope, before, after)
+        if (before.mode, before.uid, before.gid) != (after.mode, after.uid, after.gid):
+            return Change(path, "metadata", scope, before, after)
+        return None
+
+    def _scope(self, path: bytes) -> ChangeScope:
+        if self._project is not None and is_below(path, (self._project,)):
+            return "project"
+        return "outside"
+
+
+def _child(view: _View, below: LowerView | None, name: bytes) -> _View:
+    node = view.upper.children.get(name) if view.upper is not None else None
+    looked_up = name
+    if node is not None and node.redirect is not None and not node.redirect.startswith(b"/"):
+        looked_up = node.redirect
+    return _View(node, below.child(looked_up) if below is not None else None)

@@ -1,0 +1,326 @@
+"""From a profile and a base to layers and mounts: what a world's tree is made of (DESIGN §5).
+
+The order matters: overlays of the base first, then what hides parts of it (an empty /tmp, the
+allow-list home), then what is shown again on top of those, then the masks.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from substrate_services.world.backends.base import (
+    Bind,
+    Grab,
+    MaskDir,
+    MaskFile,
+    MountOp,
+    Overlay,
+    Place,
+    Symlink,
+    Tmpfs,
+)
+from substrate_services.world.base_mounts import BaseMount, is_below
+from substrate_services.world.layers import Layer
+from substrate_services.world.profile import (
+    HOME_GIT_CONFIG,
+    Mask,
+    clean_git_config,
+    system_masks,
+    toolchains,
+)
+
+TMP = b"/tmp"  # noqa: S108 - the world's own, fresh one
+RUNTIME = b"/run"
+PRELOAD_DIR = b"/run/substrate/lib"
+PRELOAD_LIBRARY = PRELOAD_DIR + b"/libsubstrate_preload.so"
+SEGMENTS = b"/run/substrate/seg"
+_OWN_MOUNTS = (b"proc", b"sys", b"dev", b"run", b"lost+found")
+_OWN_ROOTS = (b"/proc", b"/sys", b"/dev", RUNTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A world's layers and the mounts that make its tree."""
+
+    layers: tuple[Layer, ...]
+    mounts: tuple[MountOp, ...]
+    masks: tuple[Mask, ...]
+    home: bytes
+    covers: tuple[bytes, ...]  # places where the base is hidden
+    shown: tuple[bytes, ...]  # parts of the base that show through the covers
+    project: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRequest:
+    """What to lay out.
+
+    Attributes:
+        directory: the world's own directory below ``$SUBSTRATE_HOME/worlds``.
+        substrate_home: masked, wherever it is.
+        home: the caller's home directory ($HOME).
+        login_home: the home directory that the user database names for the caller.
+        project: the directory whose changes matter most, or None.
+        base: the host's mounts.
+        per_directory: overlay each top-level directory by itself (rootless).
+        preload_dir: host directory with the telemetry library.
+        corrections: lower directories to put over the base, by layer id (replay).
+    """
+
+    directory: Path
+    substrate_home: bytes
+    home: bytes
+    login_home: bytes
+    project: bytes | None
+    base: tuple[BaseMount, ...]
+    per_directory: bool
+    preload_dir: bytes
+    corrections: dict[str, bytes]
+
+
+class ProjectRefused(ValueError):
+    """The directory asked for cannot be a project; the text says why and what to do."""
+
+
+def check_project(project: bytes, home: bytes) -> None:
+    """Raise ProjectRefused where showing ``project`` would show credentials."""
+    for name in (b".ssh", b".aws", b".gnupg", b".kube", b".docker", b".config/gcloud"):
+        if is_below(project, (os.path.join(home, name),)):
+            raise ProjectRefused(
+                f"{os.fsdecode(project)} holds credentials and cannot be a project; "
+                "run from the directory of your code"
+            )
+
+
+def make_layout(request: LayoutRequest) -> Layout:
+    """Create the world's directories and say which mounts make its tree."""
+    builder = _Builder(request)
+    builder.base_overlays()
+    builder.covers()
+    return builder.finish()
+
+
+class _Builder:
+    def __init__(self, request: LayoutRequest) -> None:
+        self._request = request
+        self._layers: list[Layer] = []
+        self._ops: list[MountOp] = []
+        self._fixtures = request.directory / "fixtures"
+        home = request.home
+        usable = home.startswith(b"/") and home != b"/" and not is_below(home, _OWN_ROOTS)
+        self._home = home if usable else b"/home/agent"
+        # Other homes that toolchains may come from are emptied, not masked as a whole.
+        self._emptied = _emptied_homes(self._home, request.login_home)
+        self._covers = (TMP, self._home, *self._emptied)
+        self._shown = self._what_shows_through()
+
+    def _what_shows_through(self) -> tuple[bytes, ...]:
+        project = self._request.project
+        homes = dict.fromkeys((self._home, self._request.login_home))
+        shown = [path for home in homes for path in toolchains(home)]
+        if project is not None and is_below(project, self._covers):
+            shown.append(project)
+        # What lies in a directory that is shown comes along with it.
+        return tuple(
+            path
+            for path in sorted(set(shown))
+            if not any(path != other and is_below(path, (other,)) for other in shown)
+        )
+
+    # -- the base ------------------------------------------------------------------------------
+
+    def base_overlays(self) -> None:
+        request = self._request
+        if request.per_directory:
+            self._top_level_overlays()
+        else:
+            fixture = self._mirror(b"/")
+            for path in (TMP, RUNTIME, *self._covers):
+                if not os.path.isdir(path) and not is_below(path, self._fillable(path)):
+                    self._make_mirrored(fixture, path)
+            self._write_ld_preload(fixture / "etc")
+            _copy_attributes(b"/", fixture)
+            self._add_overlay("root", b"/", (os.fsencode(fixture), b"/"))
+        for index, mount in enumerate(request.base):
+            path = mount.mount_point
+            if path == b"/" or is_below(path, (request.substrate_home,)):
+                continue
+            if is_below(path, self._covers) and not is_below(path, self._shown):
+                continue
+            if mount.is_dir:
+                self._add_overlay(f"mount-{index}", path, (path,))
+            elif os.path.isfile(path):
+                self._ops.append(Bind(path, path))
+
+    def _fillable(self, path: bytes) -> tuple[bytes, ...]:
+        """Covers, other than ``path`` itself, in which a mount point can be made later."""
+        return tuple(cover for cover in self._covers if cover != path)
+
+    def _top_level_overlays(self) -> None:
+        self._ops.append(Tmpfs(b"/", size_bytes=1 << 20))
+        on_mounts = {mount.mount_point for mount in self._request.base}
+        with os.scandir(b"/") as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            path = os.path.join(b"/", entry.name)
+            if entry.name in _OWN_MOUNTS or path in self._covers:
+                continue
+            if entry.is_symlink():
+                self._ops.append(Symlink(path, os.readlink(entry.path)))
+            elif entry.is_dir() and path not in on_mounts and os.access(path, os.R_OK | os.X_OK):
+                lowers: tuple[bytes, ...] = (path,)
+                if path == b"/etc":
+                    fixture = self._mirror(path)
+                    self._write_ld_preload(fixture)
+                    lowers = (os.fsencode(fixture), path)
+                self._add_overlay(f"top-{os.fsdecode(entry.name)}", path, lowers)
+
+    def _write_ld_preload(self, etc: Path) -> None:
+        """The loader reads /etc/ld.so.preload in every dynamic program (ld.so(8))."""
+        etc.mkdir(exist_ok=True)
+        try:
+            existing = Path("/etc/ld.so.preload").read_bytes()
+        except OSError:
+            existing = b""
+        file = etc / "ld.so.preload"
+        file.write_bytes(PRELOAD_LIBRARY + b"\n" + existing)
+        file.chmod(0o644)
+        _copy_attributes(b"/etc", etc)
+
+    # -- what hides the base, and what shows through -------------------------------------------
+
+    def covers(self) -> None:
+        self._ops += [Grab(f"shown-{index}", path) for index, path in enumerate(self._shown)]
+        self._ops.append(Tmpfs(RUNTIME, size_bytes=16 << 20))
+        self._ops.append(Bind(PRELOAD_DIR, self._request.preload_dir))
+        skeletons = {
+            TMP: self._skeleton("tmp", mode=0o1777),
+            self._home: self._skeleton("home", mode=0o700),
+        }
+        for cover in self._covers:
+            self._point_in_skeleton(cover, skeletons)
+        for path in self._shown:
+            self._point_in_skeleton(path, skeletons)
+        self._fill_home(skeletons[self._home])
+        for cover in sorted(self._covers, key=len):
+            if cover in skeletons:
+                name = "tmp" if cover == TMP else "home"
+                self._add_overlay(name, cover, (os.fsencode(skeletons[cover]),))
+            else:
+                self._ops.append(Tmpfs(cover, size_bytes=1 << 20))
+        self._ops += [Place(f"shown-{index}", path) for index, path in enumerate(self._shown)]
+
+    def _point_in_skeleton(self, path: bytes, skeletons: dict[bytes, Path]) -> None:
+        holders = [cover for cover in self._covers if cover != path and is_below(path, (cover,))]
+        if holders:
+            cover = max(holders, key=len)
+            if cover in skeletons:
+                point = skeletons[cover] / os.fsdecode(os.path.relpath(path, cover))
+                point.mkdir(parents=True, exist_ok=True)
+
+    def _fill_home(self, skeleton: Path) -> None:
+        for name in HOME_GIT_CONFIG:
+            source = os.path.join(self._home, name)
+            if os.path.isfile(source) and os.access(source, os.R_OK):
+                text = clean_git_config(Path(os.fsdecode(source)).read_bytes())
+                target = skeleton / os.fsdecode(name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(text)
+                _copy_attributes(source, target)
+        if os.path.isdir(self._home):
+            _copy_attributes(self._home, skeleton)
+
+    def finish(self) -> Layout:
+        masks = tuple(
+            mask
+            for mask in system_masks(self._request.substrate_home, self._emptied, self._home)
+            if not is_below(mask.path, self._covers) or is_below(mask.path, self._shown)
+        )
+        for mask in masks:
+            self._ops.append(MaskDir(mask.path) if mask.is_dir else MaskFile(mask.path))
+        return Layout(
+            layers=tuple(self._layers),
+            mounts=tuple(self._ops),
+            masks=masks,
+            home=self._home,
+            covers=self._covers,
+            shown=self._shown,
+            project=self._request.project,
+        )
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _add_overlay(self, layer_id: str, target: bytes, lowers: tuple[bytes, ...]) -> None:
+        directory = self._request.directory / "layers" / layer_id
+        correction = self._request.corrections.get(layer_id)
+        if correction is not None:
+            lowers = (correction, *lowers)
+        layer = Layer(layer_id, target, lowers, directory, user_xattrs=self._request.per_directory)
+        for made in (layer.upper, layer.work):
+            os.makedirs(made, exist_ok=True)
+        _copy_attributes(lowers[0], Path(os.fsdecode(layer.upper)))
+        self._layers.append(layer)
+        self._ops.append(Overlay(target, lowers, layer.upper, layer.work))
+
+    def _mirror(self, directory: bytes) -> Path:
+        """A fixture directory that looks like ``directory``, for entries that the base lacks."""
+        fixture = self._fixtures / "root" / os.fsdecode(directory.lstrip(b"/"))
+        fixture.mkdir(parents=True, exist_ok=True)
+        _copy_attributes(directory, fixture)
+        return fixture
+
+    def _make_mirrored(self, fixture: Path, path: bytes) -> None:
+        """Make ``path`` below the fixture, each directory looking like the host's, if there."""
+        current, here = b"/", fixture
+        for name in path.strip(b"/").split(b"/"):
+            current, here = os.path.join(current, name), here / os.fsdecode(name)
+            here.mkdir(exist_ok=True)
+            if os.path.isdir(current):
+                _copy_attributes(current, here)
+
+    def _skeleton(self, name: str, mode: int) -> Path:
+        path = self._fixtures / name
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+        return path
+
+
+def _emptied_homes(home: bytes, login_home: bytes) -> tuple[bytes, ...]:
+    """Directories around or beside the home that a world shows empty."""
+    emptied = []
+    if os.path.dirname(home) == b"/home":
+        emptied.append(b"/home")  # hides the neighbours' homes too, those made later included
+    if login_home != home and os.path.isdir(login_home) and login_home != b"/":
+        emptied.append(login_home)
+    return tuple(emptied)
+
+
+def _copy_attributes(source: bytes, target: Path) -> None:
+    """Owner, mode and times of ``source``; the owner only where this process may set it."""
+    status = os.lstat(source)
+    if os.geteuid() == 0:
+        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    os.chmod(target, stat.S_IMODE(status.st_mode))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def layer_of(path: bytes, layout: Layout) -> Layer | None:
+    """The layer that holds a path of the world; None where no layer does (/proc, /run, …).
+
+    What shows through a cover (:class:`Place`) belongs to the layer it was taken from.
+    """
+    if is_below(path, _OWN_ROOTS):
+        return None
+    covers = [layer for layer in layout.layers if layer.layer_id in ("home", "tmp")]
+    bases = [layer for layer in layout.layers if layer not in covers]
+    if is_below(path, layout.shown):
+        candidates = bases
+    elif is_below(path, layout.covers):
+        candidates = covers
+    else:
+        candidates = bases
+    holders = [layer for layer in candidates if is_below(path, (layer.mount_point,))]
+    return max(holders, key=lambda layer: len(layer.mount_point)) if holders else None
