@@ -34,9 +34,8 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -72,9 +71,12 @@ class BuildError(Exception):
     """A build step failed; the message is one line, then the tool's own output."""
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One native product, built from every source file of one directory."""
+class Component(NamedTuple):
+    """One native product, built from every source file of one directory.
+
+    Not a dataclass: hatchling runs this file without registering it as a module, which dataclasses
+    with postponed annotations need.
+    """
 
     name: str  #: what ``native [component ...]`` and messages call it
     directory: str  #: under native/
