@@ -33,7 +33,7 @@ class _View:
 
     def state(self, hash_file: HashFile | None) -> FileState | None:
         if self.upper is not None:
-            return self.upper.state()
+            return self.upper.state
         return self.lower.state(hash_file) if self.lower is not None else None
 
     def below(self, root: LowerView) -> LowerView | None:

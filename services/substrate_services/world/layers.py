@@ -60,23 +60,34 @@ class Layer:
         return f"{'user' if self.user_xattrs else 'trusted'}.overlay.{name}"
 
 
+# (inode, size, mtime, ctime): while these hold, a file's content has not changed.
+Identity = tuple[int, int, int, int]
+
+
 @dataclass(slots=True)
 class UpperNode:
-    """One entry of an upper directory as a walk found it."""
+    """One entry of an upper directory as a walk found it, or as a snapshot kept it.
 
-    kind: FileKind | None  # None: a whiteout
-    status: os.stat_result
-    digest: str | None = None
-    target: bytes | None = None
+    ``state`` is what a process in the world sees; None stands for a whiteout.
+    """
+
+    state: FileState | None
+    identity: Identity | None = None
     opaque: bool = False
     redirect: bytes | None = None
     children: dict[bytes, UpperNode] = field(default_factory=dict)
 
-    def state(self) -> FileState | None:
-        """What a process in the world sees here; None for a whiteout."""
-        if self.kind is None:
-            return None
-        return file_state(self.kind, self.status, self.digest, self.target)
+    @property
+    def kind(self) -> FileKind | None:
+        return self.state.kind if self.state is not None else None
+
+    def find(self, relative: bytes) -> UpperNode | None:
+        """The entry at ``relative`` below this one."""
+        node: UpperNode | None = self
+        for name in relative.split(b"/"):
+            if name:
+                node = node.children.get(name) if node is not None else None
+        return node
 
 
 class LowerView:
@@ -191,17 +202,18 @@ def _node(
     try:
         status = os.lstat(path)
         if is_whiteout(status):
-            return UpperNode(kind=None, status=status)
+            return UpperNode(state=None)
         kind = kind_of(status.st_mode)
-        node = UpperNode(kind=kind, status=status)
+        digest = target = None
+        identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if kind == "file":
-            if previous is not None and previous.digest and _same_file(previous.status, status):
-                node.digest = previous.digest
-            else:
-                node.digest = hash_file(path, status)
+            if previous is not None and previous.state and previous.identity == identity:
+                digest = previous.state.digest
+            digest = digest or hash_file(path, status)
         elif kind == "symlink":
-            node.target = os.readlink(path)
-        elif kind == "dir":
+            target = os.readlink(path)
+        node = UpperNode(file_state(kind, status, digest, target), identity)
+        if kind == "dir":
             node.opaque = is_opaque(path, layer)
             node.redirect = _xattr(path, layer.xattr("redirect"))
             with os.scandir(path) as entries:
@@ -214,15 +226,6 @@ def _node(
         return node
     except FileNotFoundError:
         return None  # gone since its directory was listed
-
-
-def _same_file(old: os.stat_result, new: os.stat_result) -> bool:
-    return (old.st_ino, old.st_size, old.st_mtime_ns, old.st_ctime_ns) == (
-        new.st_ino,
-        new.st_size,
-        new.st_mtime_ns,
-        new.st_ctime_ns,
-    )
 
 
 def kind_of(st_mode: int) -> FileKind:

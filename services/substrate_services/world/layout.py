@@ -234,12 +234,10 @@ class _Builder:
             _copy_attributes(self._home, skeleton)
 
     def finish(self) -> Layout:
-        masks = tuple(
-            mask
-            for mask in system_masks(self._request.substrate_home, self._emptied, self._home)
-            if not is_below(mask.path, self._covers) or is_below(mask.path, self._shown)
-        )
+        masks = system_masks(self._request.substrate_home, self._emptied, self._home)
         for mask in masks:
+            if is_below(mask.path, self._covers) and not is_below(mask.path, self._shown):
+                continue  # hidden by a cover already; listed so that it can be explained
             self._ops.append(MaskDir(mask.path) if mask.is_dir else MaskFile(mask.path))
         return Layout(
             layers=tuple(self._layers),

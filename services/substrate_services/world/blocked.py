@@ -1,0 +1,105 @@
+"""What the boundary kept from a command, in words that say how to go on (DESIGN §5).
+
+This explains; it enforces nothing. It rests on the program's own testimony of failed calls,
+compared with what this host knows it hid.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from substrate_services.journal.schema import Blocked
+from substrate_services.world.base_mounts import is_below
+from substrate_services.world.layout import TMP, Layout
+from substrate_services.world.profile import Mask
+
+BLOCKED_LIMIT = 64
+INIT_PREFIX = b"/proc/1"
+_NETWORK_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "EPERM", "EACCES", "ECONNREFUSED"})
+
+
+def watch_prefixes(layout: Layout) -> tuple[bytes, ...]:
+    """Paths whose failed look-ups the decoder must not leave out."""
+    homes = (cover for cover in layout.covers if cover != TMP)
+    return tuple(dict.fromkeys((*(mask.path for mask in layout.masks), *homes, INIT_PREFIX)))
+
+
+def explain_blocked(
+    events: Iterable[Mapping[str, object]], layout: Layout, network: tuple[str, ...]
+) -> tuple[Blocked, ...]:
+    """The distinct things that were kept from the command, in the order it met them.
+
+    Args:
+        events: decoded event lines with ``syscall``, ``error`` and ``path`` or ``host``/``port``.
+        layout: the world's layout.
+        network: the world's network rules; () is none.
+    """
+    found: dict[tuple[str, str], Blocked] = {}
+    for event in events:
+        if event.get("error") is None:
+            continue
+        blocked = _of_path(event, layout) or _of_network(event, network)
+        if blocked is not None:
+            found.setdefault((blocked.what, blocked.rule), blocked)
+        if len(found) >= BLOCKED_LIMIT:
+            break
+    return tuple(found.values())
+
+
+def _of_path(event: Mapping[str, object], layout: Layout) -> Blocked | None:
+    text = event.get("path")
+    if not isinstance(text, str) or not text.startswith("/"):
+        return None
+    path = os.fsencode(text)
+    what = f"{event.get('syscall', 'open')} {text}"
+    mask = _mask_over(path, layout.masks)
+    if mask is not None:
+        return Blocked(what, "profile", mask.rule, mask.fix)
+    if is_below(path, (INIT_PREFIX,)):
+        return Blocked(
+            what,
+            "kernel",
+            "init-protected",
+            "the world's first process belongs to the recorder; a command can read /proc/self",
+        )
+    hidden = is_below(path, layout.covers) and not is_below(path, layout.shown)
+    if hidden and not is_below(path, (TMP,)) and os.path.lexists(path):
+        return Blocked(
+            what,
+            "profile",
+            "home-allow-list",
+            "a world's home holds named toolchains only; copy the file into the project, or pass "
+            "its content with --env, if the command may have it",
+        )
+    return None
+
+
+def _mask_over(path: bytes, masks: Iterable[Mask]) -> Mask | None:
+    over = [mask for mask in masks if is_below(path, (mask.path,))]
+    return max(over, key=lambda mask: len(mask.path)) if over else None
+
+
+def _of_network(event: Mapping[str, object], network: tuple[str, ...]) -> Blocked | None:
+    if network:
+        return None
+    call = event.get("syscall")
+    if call == "connect" and event.get("error") in _NETWORK_ERRORS:
+        address = event.get("host") or event.get("address")
+        if not isinstance(address, str) or address.startswith("/"):
+            return None
+        if address.startswith("127.") or address == "::1":
+            return None  # the world's own loopback: nobody listens there, nothing was kept away
+        return _no_network(f"connect {address}:{event.get('port', '')}".rstrip(":"))
+    if call == "getaddrinfo":
+        return _no_network(f"resolve {event.get('host') or event.get('name') or '?'}")
+    return None
+
+
+def _no_network(what: str) -> Blocked:
+    return Blocked(
+        what,
+        "network",
+        "network-none",
+        "this world has no network; fetch what is needed on the host, into the project, first",
+    )
