@@ -1,0 +1,79 @@
+# Everything a person or CI runs. `make help` lists it; .ci/run calls lint, test and demo.
+# Stages say one line each; a second run of anything does only what changed.
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.substrate-setup
+SAY    := @printf '==> %s\n'
+
+# make test PYTEST_ARGS="-k journal"
+PYTEST_ARGS ?=
+
+# Deferred: git ls-files would miss sources that are not added yet.
+NATIVE_FILES = $(shell find native -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
+LAST_RELEASE = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint check bench fmt wheels clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml hatch_build.py scripts/setup
+	@scripts/setup $(VENV)
+	@touch $@
+
+setup: $(STAMP) ## the virtual environment with everything in it
+
+build: $(STAMP) ## stubs and native programs, in place
+	$(SAY) 'build: stubs and native programs'
+	@$(PYTHON) hatch_build.py all
+
+demo: build ## the main job, on a real package
+	$(SAY) 'demo'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo
+
+test: build ## the whole suite (installs Debian packages when root; SUBSTRATE_NO_APT=1 forbids)
+	@scripts/debian-packages
+	$(SAY) 'test'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## every static check
+	$(SAY) 'lint: native programs, warnings are errors'
+	@$(PYTHON) hatch_build.py all
+	$(SAY) 'lint: ruff'
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted: run make fmt'; exit 1; }
+	$(SAY) 'lint: mypy'
+	@$(BIN)/mypy
+	$(SAY) 'lint: buf'
+	@$(BIN)/buf lint
+	@$(if $(LAST_RELEASE),$(BIN)/buf breaking --against '.git#tag=$(LAST_RELEASE)',\
+	  echo 'buf breaking: no release yet, nothing to compare with')
+	$(SAY) 'lint: clang-format'
+	@$(if $(strip $(NATIVE_FILES)),$(BIN)/clang-format --dry-run -Werror $(NATIVE_FILES),\
+	  echo 'clang-format: no native sources')
+
+check: lint test ## what CI will say: lint, then test
+
+bench: build ## benchmarks: ratios against peers, in one run
+	$(SAY) 'bench'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench
+
+fmt: $(STAMP) ## format everything
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/buf format --write
+	@$(if $(strip $(NATIVE_FILES)),$(BIN)/clang-format -i $(NATIVE_FILES))
+
+wheels: $(STAMP) ## the pure wheel and this machine's platform wheel, into dist/
+	$(SAY) 'wheels'
+	@rm -rf dist
+	@SUBSTRATE_PURE=1 $(PYTHON) -m hatchling build -t wheel -d dist 2>/dev/null
+	@$(PYTHON) -m hatchling build -t wheel -d dist 2>/dev/null
+
+clean: ## what was built, and the virtual environment
+	@rm -rf $(VENV) build dist substrate_sdk/_pb services/substrate_services/_native
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
