@@ -194,3 +194,5 @@ class SpanRecord:
     inputs_digest: str | None  # base files the step read, with fingerprints
     replay_of: str | None = None  # span id of the recording this step replays
     labels: tuple[tuple[str, str], ...] = field(default=())
+    replay_of_trace: str | None = None  # trace id of that recording, for the OTel link
+    utc_offset_ns: int | None = None  # UTC minus CLOCK_BOOTTIME at the start, to date processes
