@@ -28,9 +28,10 @@ def run_suite(directory: Path, body: str) -> subprocess.CompletedProcess[str]:
         "import os, subprocess, sys\nfrom pathlib import Path\nimport pytest\n"
         + textwrap.dedent(body)
     )
+    pytest_command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    apart = ["-c", os.devnull, "--rootdir", str(suite), "--import-mode=importlib"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(suite)]
-        + ["-c", os.devnull, "--import-mode=importlib", str(suite)],
+        [*pytest_command, *apart, str(suite)],
         check=False,
         cwd=suite,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'services'}"},
@@ -47,7 +48,7 @@ def alive(pid: int) -> bool:
 
 
 def assert_reported(result: subprocess.CompletedProcess[str], what: str) -> str:
-    """The suite's first test passed and was then failed for this leak; returns the report's line."""
+    """The suite failed for this leak, and no other reason; returns the report's line."""
     assert result.returncode == 1, result.stdout
     assert "the test left behind" in result.stdout, result.stdout
     found = re.search(rf"^E? *({what}.*)$", result.stdout, re.MULTILINE)
