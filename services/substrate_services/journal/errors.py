@@ -4,6 +4,7 @@
 
     JournalError
     ├── JournalBusy      another process writes this journal
+    ├── JournalForeign   the file is not a journal, or a newer version wrote it
     ├── JournalFull      no space; what was flushed before stays, later appends work again
     ├── JournalBroken    the disk failed; nothing more is accepted until the journal is reopened
     └── JournalClosed    append or flush after close
@@ -35,6 +36,16 @@ class JournalBusy(JournalError):
             f"cannot write {path}: {holder} has it open for writing; use that host, "
             "stop it (substrate down), or set SHIM_TRACE_LOG to another file"
         )
+
+
+class JournalForeign(JournalError):
+    """The file is not a journal that this version can continue."""
+
+    reason: ClassVar[str] = "JOURNAL_FOREIGN"
+
+    def __init__(self, path: Path, detail: str) -> None:
+        self.path = path
+        super().__init__(f"cannot record to {path}: {detail}; name another file or move it away")
 
 
 class JournalFull(JournalError):
