@@ -70,8 +70,8 @@ fmt: $(STAMP) ## format everything
 wheels: $(STAMP) ## the pure wheel and this machine's platform wheel, into dist/
 	$(SAY) 'wheels'
 	@rm -rf dist
-	@SUBSTRATE_PURE=1 $(PYTHON) -m hatchling build -t wheel -d dist 2>/dev/null
-	@$(PYTHON) -m hatchling build -t wheel -d dist 2>/dev/null
+	@SUBSTRATE_PURE=1 $(PYTHON) -m hatchling build -t wheel -d dist
+	@$(PYTHON) -m hatchling build -t wheel -d dist
 
 clean: ## what was built, and the virtual environment
 	@rm -rf $(VENV) build dist substrate_sdk/_pb services/substrate_services/_native

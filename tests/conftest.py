@@ -21,6 +21,9 @@ import pytest
 
 from tests.leaks import MARKER, LeakChecker, become_subreaper, processes
 
+#: The command line, in this interpreter: `subprocess.run([*SUBSTRATE, "down"])`.
+SUBSTRATE = (sys.executable, "-c", "import sys, substrate_sdk.cli as c; sys.exit(c.main())")
+
 # --- what tests need -----------------------------------------------------------------------------
 
 
@@ -138,7 +141,7 @@ def _end_host(home: Path) -> None:
     if (home / "run" / "host.sock").exists():
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                [sys.executable, "-m", "substrate_sdk.cli", "down"],
+                [*SUBSTRATE, "down"],
                 check=False,
                 capture_output=True,
                 env={**os.environ, "SUBSTRATE_HOME": str(home)},
