@@ -46,17 +46,12 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert built.returncode == 0, built.stderr
     (wheel,) = directory.glob("*-py3-none-any.whl")
     venv = directory / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True, capture_output=True)
+    # Without a pip of its own it needs no ensurepip, which Debian packages apart.
+    make = [sys.executable, "-m", "venv", "--without-pip", str(venv)]
+    subprocess.run(make, check=True, capture_output=True)
     python = venv / "bin" / "python"
-    install = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        str(wheel),
-    ]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", str(wheel)]
     done = subprocess.run(install, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return python
