@@ -49,6 +49,7 @@ lint: $(STAMP) ## every static check
 	@$(BIN)/mypy
 	$(SAY) 'lint: buf'
 	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
 	@$(if $(LAST_RELEASE),$(BIN)/buf breaking --against '.git#tag=$(LAST_RELEASE)',\
 	  echo 'buf breaking: no release yet, nothing to compare with')
 	$(SAY) 'lint: clang-format'

@@ -299,7 +299,7 @@ def test_the_pure_wheel_holds_the_sdk_alone(tmp_path: Path) -> None:
         text = archive.read(metadata).decode()
     assert {top for top in tops if not top.endswith(".dist-info")} == {"substrate_sdk"}
     assert "substrate_sdk/py.typed" in names
-    assert any(name.endswith("world_pb2.pyi") for name in names)
+    assert any(name.endswith("world_service_pb2_grpc.pyi") for name in names)
     assert not [name for name in names if name.endswith((".so", ".stamp", ".pyc"))]
     assert "Provides-Extra: host" in text
 
