@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from substrate_services.journal.schema import Change, ChangeScope, FileState
 from substrate_services.world.base_mounts import is_below
 from substrate_services.world.layers import HashFile, Layer, LowerView, UpperNode
+from substrate_services.world.project import Project
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,12 @@ class ChangeFinder:
 
     Args:
         layers: the world's layers.
-        project: the directory whose changes have scope ``project``; None when there is none.
+        project: what has scope ``project``; None when there is none.
         hash_lower: gives the digest of a base file.
     """
 
     def __init__(
-        self, layers: tuple[Layer, ...], project: bytes | None, hash_lower: HashFile
+        self, layers: tuple[Layer, ...], project: Project | None, hash_lower: HashFile
     ) -> None:
         self._layers = layers
         self._project = project
@@ -135,7 +136,7 @@ class ChangeFinder:
         return None
 
     def _scope(self, path: bytes) -> ChangeScope:
-        if self._project is not None and is_below(path, (self._project,)):
+        if self._project is not None and is_below(path, self._project.roots):
             return "project"
         return "outside"
 

@@ -31,8 +31,9 @@ from substrate_services.world.profile import (
     system_masks,
     toolchains,
 )
+from substrate_services.world.project import Project
 
-TMP = b"/tmp"  # noqa: S108 - the world's own, fresh one
+TMP = b"/tmp"
 RUNTIME = b"/run"
 PRELOAD_DIR = b"/run/substrate/lib"
 PRELOAD_LIBRARY = PRELOAD_DIR + b"/libsubstrate_preload.so"
@@ -51,7 +52,7 @@ class Layout:
     home: bytes
     covers: tuple[bytes, ...]  # places where the base is hidden
     shown: tuple[bytes, ...]  # parts of the base that show through the covers
-    project: bytes | None
+    project: Project | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class LayoutRequest:
         substrate_home: masked, wherever it is.
         home: the caller's home directory ($HOME).
         login_home: the home directory that the user database names for the caller.
-        project: the directory whose changes matter most, or None.
+        project: the directory whose changes matter most, or None where there is none.
         base: the host's mounts.
         per_directory: overlay each top-level directory by itself (rootless).
         preload_dir: host directory with the telemetry library.
@@ -74,25 +75,11 @@ class LayoutRequest:
     substrate_home: bytes
     home: bytes
     login_home: bytes
-    project: bytes | None
+    project: Project | None
     base: tuple[BaseMount, ...]
     per_directory: bool
     preload_dir: bytes
     corrections: dict[str, bytes]
-
-
-class ProjectRefused(ValueError):
-    """The directory asked for cannot be a project; the text says why and what to do."""
-
-
-def check_project(project: bytes, home: bytes) -> None:
-    """Raise ProjectRefused where showing ``project`` would show credentials."""
-    for name in (b".ssh", b".aws", b".gnupg", b".kube", b".docker", b".config/gcloud"):
-        if is_below(project, (os.path.join(home, name),)):
-            raise ProjectRefused(
-                f"{os.fsdecode(project)} holds credentials and cannot be a project; "
-                "run from the directory of your code"
-            )
 
 
 def make_layout(request: LayoutRequest) -> Layout:
@@ -121,8 +108,8 @@ class _Builder:
         project = self._request.project
         homes = dict.fromkeys((self._home, self._request.login_home))
         shown = [path for home in homes for path in toolchains(home)]
-        if project is not None and is_below(project, self._covers):
-            shown.append(project)
+        if project is not None:
+            shown += [root for root in project.roots if is_below(root, self._covers)]
         # What lies in a directory that is shown comes along with it.
         return tuple(
             path

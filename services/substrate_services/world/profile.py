@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from substrate_services.world.base_mounts import is_below
-
 # Directories below the home that hold programs, not secrets. Shown copy-on-write.
 HOME_TOOLCHAINS = (
     b".pyenv",

@@ -1,0 +1,282 @@
+"""The tree before, or after, a recorded step, made again for a fresh world (DESIGN §9.3).
+
+Upper layers come from the snapshot. What lies below them is the host's live tree, which may have
+changed since: what differs in the project is put right by a *correction*, a lower layer between
+the base and the upper, made from kept content. What cannot be put right is named, and nothing
+runs on a tree that is not the recorded one unless the caller insists.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from substrate_services.journal.schema import FileFingerprint
+from substrate_services.objects.errors import ObjectMissing
+from substrate_services.objects.store import ObjectStore
+from substrate_services.objects.tree import TreeEntry
+from substrate_services.world.base_mounts import BaseMount
+from substrate_services.world.fingerprint import (
+    BaseDifference,
+    compare_with_live,
+    lstat_or_none,
+    same_entry,
+)
+from substrate_services.world.inputs import Inputs
+from substrate_services.world.layers import Layer
+from substrate_services.world.layout import Layout, layer_of
+from substrate_services.world.snapshots import (
+    BaseRecord,
+    Snapshot,
+    get_base,
+    get_fingerprints,
+    get_snapshot,
+    materialise,
+    write_object,
+)
+
+MISSING_LIMIT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something of the recorded tree that this host cannot give."""
+
+    path: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What it takes to have a recorded tree again."""
+
+    snapshot: Snapshot
+    base: BaseRecord
+    fingerprints: dict[bytes, FileFingerprint]
+    difference: BaseDifference
+    inputs: Inputs
+    missing: tuple[Missing, ...]
+
+
+def plan_restore(
+    store: ObjectStore,
+    snapshot_id: str,
+    inputs: Inputs,
+    mounts: tuple[BaseMount, ...],
+    leave_out: tuple[bytes, ...],
+) -> RestorePlan:
+    """Compare a recorded tree with this host and say what is missing; nothing is written.
+
+    Args:
+        store: where the snapshot is.
+        snapshot_id: the tree.
+        inputs: kept content, and fingerprints of base files that the step read.
+        mounts: the host's mounts now.
+        leave_out: host paths that worlds do not show.
+
+    Raises:
+        ObjectMissing, ObjectCorrupt: of the snapshot itself.
+    """
+    snapshot = get_snapshot(store, snapshot_id)
+    base = get_base(store, snapshot.base)
+    fingerprints: dict[bytes, FileFingerprint] = {}
+    if base.fingerprints is not None:
+        fingerprints = get_fingerprints(store, base.fingerprints)
+    missing = _missing_mounts(base, mounts)
+    changed: list[FileFingerprint] = []
+    added: list[bytes] = []
+    for root in base.project.roots if base.project is not None else ():
+        part = {path: entry for path, entry in fingerprints.items() if _in(path, root)}
+        difference = compare_with_live(root, part, leave_out)
+        changed += difference.changed
+        added += difference.added
+    for entry in changed:
+        if stat.S_ISREG(entry.mode):
+            digest = inputs.pins.get(entry.path)
+            if digest is None:
+                missing.append(Missing(entry.path, "changed on the host, and its content not kept"))
+            elif not store.has(digest):
+                missing.append(Missing(entry.path, f"its object {digest} is gone"))
+        elif not (stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):
+            missing.append(Missing(entry.path, "a special file that changed on the host"))
+    for entry in inputs.read:
+        if not same_entry(entry, lstat_or_none(entry.path)):
+            missing.append(Missing(entry.path, "read by the step, and changed on the host since"))
+    return RestorePlan(
+        snapshot=snapshot,
+        base=base,
+        fingerprints=fingerprints,
+        difference=BaseDifference(tuple(changed), tuple(added)),
+        inputs=inputs,
+        missing=tuple(missing[:MISSING_LIMIT]),
+    )
+
+
+def correction_directories(plan: RestorePlan, directory: Path) -> dict[str, bytes]:
+    """Directories for corrections, by layer id, to be laid over the base; made by :func:`correct`.
+
+    Which layer the project is on is not known before the layout is; every base layer that could
+    hold it gets a directory, and an empty one corrects nothing.
+    """
+    if not plan.difference or plan.base.project is None:
+        return {}
+    wanted: dict[str, bytes] = {}
+    for layer in plan.snapshot.layers:
+        if layer.layer_id in ("home", "tmp"):
+            continue
+        if any(_in(root, layer.mount_point) for root in plan.base.project.roots):
+            path = directory / "corrections" / layer.layer_id
+            path.mkdir(parents=True, exist_ok=True)
+            wanted[layer.layer_id] = os.fsencode(path)
+    return wanted
+
+
+def correct(
+    store: ObjectStore, plan: RestorePlan, layout: Layout, directories: dict[str, bytes]
+) -> None:
+    """Fill the corrections, so that the world shows the recorded project.
+
+    Files that changed come from kept content; what was added since is hidden by whiteouts.
+    """
+    missing = {entry.path for entry in plan.missing}
+    for path in plan.difference.added:
+        placed = _placed(path, layout, directories)
+        if placed is not None:
+            target, layer = placed
+            _parents(layer, target, path)
+            if lstat_or_none(target) is None:
+                os.mknod(target, stat.S_IFCHR, 0)
+    for entry in sorted(plan.difference.changed, key=lambda entry: entry.path):
+        if entry.path in missing:
+            continue
+        placed = _placed(entry.path, layout, directories)
+        if placed is not None:
+            target, layer = placed
+            _parents(layer, target, entry.path)
+            _put_right(store, plan, entry, target, layer)
+    for entry in sorted(plan.fingerprints.values(), key=lambda entry: entry.path, reverse=True):
+        placed = _placed(entry.path, layout, directories)
+        if placed is not None and stat.S_ISDIR(entry.mode):
+            _dress(placed[0], entry)
+
+
+def fill_uppers(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
+    """Write the snapshot's upper layers into the new world's; they are not mounted yet."""
+    kept = {layer.layer_id: layer.root for layer in plan.snapshot.layers}
+    for layer in layout.layers:
+        root = kept.get(layer.layer_id)
+        if root is not None:
+            materialise(store, root, Path(os.fsdecode(layer.upper)), layer.xattr)
+
+
+def fill_home(store: ObjectStore, plan: RestorePlan, skeleton: Path) -> None:
+    """Make the empty home begin with what the recorded one began with."""
+    root = TreeEntry(b"home", "dir", mode=0o700, digest=plan.base.home_skeleton)
+    status = os.lstat(skeleton)
+    for entry in os.scandir(skeleton):
+        # Mount points are directories and are made again by the layout; files are recorded.
+        if entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
+    _fill_files(store, root, skeleton)
+    os.utime(skeleton, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+def _fill_files(store: ObjectStore, directory: TreeEntry, target: Path) -> None:
+    from substrate_services.objects.tree import get_dir
+
+    if directory.digest is None:
+        return
+    for entry in get_dir(store, directory.digest):
+        path = target / os.fsdecode(entry.name)
+        if entry.kind == "dir":
+            path.mkdir(exist_ok=True)
+            _fill_files(store, entry, path)
+        elif entry.kind == "file" and entry.digest is not None:
+            path.unlink(missing_ok=True)
+            write_object(store, entry.digest, os.fsencode(path))
+            path.chmod(entry.mode)
+        if os.geteuid() == 0:
+            os.chown(path, entry.uid, entry.gid)
+        os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+def _missing_mounts(base: BaseRecord, mounts: tuple[BaseMount, ...]) -> list[Missing]:
+    now = {mount.mount_point: mount.device for mount in mounts}
+    return [
+        Missing(point, f"the recorded mount ({fs_type}) is not there")
+        for point, fs_type, _device in base.mounts
+        if point not in now
+    ]
+
+
+def _in(path: bytes, root: bytes) -> bool:
+    return path == root or root == b"/" or path.startswith(root + b"/")
+
+
+def _placed(
+    path: bytes, layout: Layout, directories: dict[str, bytes]
+) -> tuple[bytes, Layer] | None:
+    """Where in a correction a project path goes."""
+    layer = layer_of(path, layout)
+    if layer is None or layer.layer_id not in directories:
+        return None
+    relative = os.path.relpath(path, layer.mount_point)
+    return os.path.join(directories[layer.layer_id], relative), layer
+
+
+def _parents(layer: Layer, target: bytes, path: bytes) -> None:
+    """Make the directories above ``target`` look like those they are merged with."""
+    del layer
+    missing: list[tuple[bytes, bytes]] = []
+    above, real = os.path.dirname(target), os.path.dirname(path)
+    while lstat_or_none(above) is None:
+        missing.append((above, real))
+        above, real = os.path.dirname(above), os.path.dirname(real)
+    for directory, original in reversed(missing):
+        os.mkdir(directory)
+        status = lstat_or_none(original)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            _set_status(directory, status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns)
+
+
+def _put_right(
+    store: ObjectStore, plan: RestorePlan, entry: FileFingerprint, target: bytes, layer: Layer
+) -> None:
+    now = lstat_or_none(target)
+    if stat.S_ISDIR(entry.mode):
+        if now is not None and not stat.S_ISDIR(now.st_mode):
+            os.unlink(target)
+            now = None
+        if now is None:
+            os.mkdir(target)
+            live = lstat_or_none(entry.path)
+            if live is None or not stat.S_ISDIR(live.st_mode):
+                os.setxattr(target, layer.xattr("opaque"), b"y")
+        _dress(target, entry)
+        return
+    if now is not None:
+        os.unlink(target)
+    if stat.S_ISLNK(entry.mode):
+        os.symlink(entry.target or b"", target)
+    else:
+        try:
+            write_object(store, plan.inputs.pins[entry.path], target)
+        except ObjectMissing:
+            os.unlink(target)
+            raise
+    _dress(target, entry)
+
+
+def _dress(target: bytes, entry: FileFingerprint) -> None:
+    if lstat_or_none(target) is not None:
+        _set_status(target, entry.mode, entry.uid, entry.gid, entry.mtime_ns)
+
+
+def _set_status(path: bytes, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, uid, gid, follow_symlinks=False)
+    if not stat.S_ISLNK(mode):
+        os.chmod(path, stat.S_IMODE(mode))
+    os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)

@@ -1,0 +1,301 @@
+"""A world's tree after a step, kept so that it can be had again, on this host or another.
+
+A snapshot is one object, canonical JSON::
+
+    {"format":"substrate.snapshot.v1","base":DIGEST,"layers":[LAYER,…]}
+
+``base`` names the object that says what the layers lay on (:class:`BaseRecord`), and in each LAYER
+``layer_id``, ``mount_point``, ``root`` (a tree entry whose digest is the directory object of the
+upper). A step writes only the directory objects that it changed; the store drops the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from substrate_services.journal import bytesjson
+from substrate_services.journal.jsontypes import Fields, JsonValue, canonical_bytes
+from substrate_services.journal.parts import (
+    byte_items,
+    byte_list,
+    file_fingerprint_from_json,
+    file_fingerprint_to_json,
+    opt_bytes,
+)
+from substrate_services.journal.schema import FileFingerprint, FileState
+from substrate_services.objects.store import ObjectStore
+from substrate_services.objects.tree import (
+    EntryKind,
+    TreeEntry,
+    entry_from_json,
+    entry_to_json,
+    get_dir,
+    put_dir,
+)
+from substrate_services.world.layers import Layer, UpperNode
+from substrate_services.world.project import Project
+
+_SNAPSHOT_FORMAT = "substrate.snapshot.v1"
+_BASE_FORMAT = "substrate.base.v1"
+_ROOT = b"upper"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRecord:
+    """What a world's layers lay on: enough to make the same again, or to say what differs.
+
+    Attributes:
+        mounts: mount point, file system type and device of each mount of the base.
+        project: the project, if there is one.
+        home: the world's home.
+        login_home: the home that the user database names.
+        home_skeleton: directory object of what the empty home begins with.
+        fingerprints: digest of the object that lists the project's files.
+        per_directory: each top-level directory has an overlay of its own.
+    """
+
+    mounts: tuple[tuple[bytes, str, str], ...]
+    project: Project | None
+    home: bytes
+    login_home: bytes
+    home_skeleton: str
+    fingerprints: str | None
+    per_directory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotLayer:
+    """One layer's upper in a snapshot."""
+
+    layer_id: str
+    mount_point: bytes
+    root: TreeEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A decoded snapshot."""
+
+    base: str
+    layers: tuple[SnapshotLayer, ...]
+
+
+def put_snapshot(
+    store: ObjectStore, base: str, layers: tuple[Layer, ...], walks: Mapping[str, UpperNode]
+) -> str:
+    """Keep the walked layers; returns the snapshot's id."""
+    encoded: list[JsonValue] = []
+    for layer in layers:
+        root = _put_node(store, _ROOT, walks[layer.layer_id])
+        encoded.append(
+            {
+                "layer_id": layer.layer_id,
+                "mount_point": bytesjson.encode(layer.mount_point),
+                "root": entry_to_json(root),
+            }
+        )
+    return store.put(canonical_bytes({"format": _SNAPSHOT_FORMAT, "base": base, "layers": encoded}))
+
+
+def get_snapshot(store: ObjectStore, snapshot_id: str) -> Snapshot:
+    """Read a snapshot. Raises ObjectMissing, ObjectCorrupt, or LineError where it is none."""
+    fields = Fields(json.loads(store.get(snapshot_id)), "snapshot")
+    if fields.text("format") != _SNAPSHOT_FORMAT:
+        raise fields.wrong("format", _SNAPSHOT_FORMAT)
+    layers = []
+    for item in fields.items("layers"):
+        layer = Fields(item, "snapshot layer")
+        layers.append(
+            SnapshotLayer(
+                layer.text("layer_id"),
+                opt_bytes(layer, "mount_point") or b"/",
+                entry_from_json(layer.child("root").value),
+            )
+        )
+    return Snapshot(fields.text("base"), tuple(layers))
+
+
+def put_base(store: ObjectStore, base: BaseRecord) -> str:
+    """Keep a base record as an object; returns its digest."""
+    project: JsonValue = None
+    if base.project is not None:
+        project = {
+            "root": bytesjson.encode(base.project.root),
+            "linked": byte_list(base.project.linked),
+        }
+    return store.put(
+        canonical_bytes(
+            {
+                "format": _BASE_FORMAT,
+                "mounts": [
+                    {"mount_point": bytesjson.encode(point), "fs_type": fs_type, "device": device}
+                    for point, fs_type, device in base.mounts
+                ],
+                "project": project,
+                "home": bytesjson.encode(base.home),
+                "login_home": bytesjson.encode(base.login_home),
+                "home_skeleton": base.home_skeleton,
+                "fingerprints": base.fingerprints,
+                "per_directory": base.per_directory,
+            }
+        )
+    )
+
+
+def get_base(store: ObjectStore, digest: str) -> BaseRecord:
+    """Read a base record. Raises as :func:`get_snapshot` does."""
+    fields = Fields(json.loads(store.get(digest)), "base")
+    if fields.text("format") != _BASE_FORMAT:
+        raise fields.wrong("format", _BASE_FORMAT)
+    project = None
+    if fields.has("project"):
+        named = fields.child("project")
+        project = Project(opt_bytes(named, "root") or b"/", byte_items(named, "linked"))
+    mounts = []
+    for item in fields.items("mounts"):
+        mount = Fields(item, "mount")
+        mounts.append(
+            (opt_bytes(mount, "mount_point") or b"/", mount.text("fs_type"), mount.text("device"))
+        )
+    return BaseRecord(
+        mounts=tuple(mounts),
+        project=project,
+        home=opt_bytes(fields, "home") or b"/",
+        login_home=opt_bytes(fields, "login_home") or b"/",
+        home_skeleton=fields.text("home_skeleton"),
+        fingerprints=fields.opt_text("fingerprints"),
+        per_directory=fields.flag("per_directory"),
+    )
+
+
+def put_fingerprints(store: ObjectStore, fingerprints: tuple[FileFingerprint, ...]) -> str:
+    """Keep the project's fingerprints as one object."""
+    return store.put(canonical_bytes([file_fingerprint_to_json(item) for item in fingerprints]))
+
+
+def get_fingerprints(store: ObjectStore, digest: str) -> dict[bytes, FileFingerprint]:
+    """The project's fingerprints by path. Raises as :func:`get_snapshot` does."""
+    value = json.loads(store.get(digest))
+    assert isinstance(value, list)
+    found = (file_fingerprint_from_json(item) for item in value)
+    return {fingerprint.path: fingerprint for fingerprint in found}
+
+
+def put_directory(store: ObjectStore, node: UpperNode) -> str:
+    """Keep a walked directory; returns the digest of its directory object."""
+    return put_dir(store, [_put_node(store, name, child) for name, child in node.children.items()])
+
+
+def _put_node(store: ObjectStore, name: bytes, node: UpperNode) -> TreeEntry:
+    state = node.state
+    if state is None:
+        return TreeEntry(name, "whiteout")
+    kind: EntryKind = state.kind
+    digest = put_directory(store, node) if kind == "dir" else state.digest
+    return TreeEntry(
+        name=name,
+        kind=kind,
+        mode=state.mode,
+        uid=state.uid,
+        gid=state.gid,
+        size=state.size,
+        mtime_ns=state.mtime_ns,
+        digest=digest,
+        target=state.target,
+        rdev=state.rdev,
+        opaque=node.opaque,
+        redirect=node.redirect,
+    )
+
+
+def read_walk(store: ObjectStore, entry: TreeEntry) -> UpperNode:
+    """The walk that a snapshot was made from, as far as comparing needs it."""
+    if entry.kind == "whiteout":
+        return UpperNode(state=None)
+    node = UpperNode(
+        FileState(
+            kind=entry.kind,
+            mode=entry.mode,
+            size=entry.size,
+            digest=entry.digest if entry.kind == "file" else None,
+            target=entry.target,
+            uid=entry.uid,
+            gid=entry.gid,
+            mtime_ns=entry.mtime_ns,
+            rdev=entry.rdev,
+        ),
+        opaque=entry.opaque,
+        redirect=entry.redirect,
+    )
+    if entry.kind == "dir" and entry.digest is not None:
+        for child in get_dir(store, entry.digest):
+            node.children[child.name] = read_walk(store, child)
+    return node
+
+
+def materialise(
+    store: ObjectStore, entry: TreeEntry, target: Path, xattr: Callable[[str], str]
+) -> None:
+    """Write a kept upper directory to ``target``, which exists and is not mounted.
+
+    Args:
+        store: where the content is.
+        entry: the directory.
+        target: the directory to fill.
+        xattr: the full name of an overlay attribute (:meth:`Layer.xattr`).
+
+    Raises:
+        ObjectMissing: content that is not kept.
+        OSError: the file system refuses; device nodes need privileges.
+    """
+    path = os.fsencode(target)
+    if entry.digest is not None:
+        for child in get_dir(store, entry.digest):
+            _materialise_entry(store, child, os.path.join(path, child.name), xattr)
+    _set_attributes(path, entry, xattr)
+
+
+def _materialise_entry(
+    store: ObjectStore, entry: TreeEntry, path: bytes, xattr: Callable[[str], str]
+) -> None:
+    if entry.kind == "dir":
+        os.mkdir(path)
+        if entry.digest is not None:
+            for child in get_dir(store, entry.digest):
+                _materialise_entry(store, child, os.path.join(path, child.name), xattr)
+    elif entry.kind == "file":
+        write_object(store, entry.digest or "", path)
+    elif entry.kind == "symlink":
+        os.symlink(entry.target or b"", path)
+    elif entry.kind == "whiteout":
+        os.mknod(path, 0o020000, 0)
+        return
+    elif entry.kind == "fifo":
+        os.mkfifo(path)
+    else:
+        types = {"socket": 0o140000, "char": 0o020000, "block": 0o060000}
+        os.mknod(path, types[entry.kind], entry.rdev)
+    _set_attributes(path, entry, xattr)
+
+
+def write_object(store: ObjectStore, digest: str, path: bytes) -> None:
+    """Write an object's bytes to a new file."""
+    with store.open(digest) as source, open(path, "xb") as target:
+        while chunk := source.read(1 << 20):
+            target.write(chunk)
+
+
+def _set_attributes(path: bytes, entry: TreeEntry, xattr: Callable[[str], str]) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
+    if entry.kind != "symlink":
+        os.chmod(path, entry.mode)
+    if entry.opaque:
+        os.setxattr(path, xattr("opaque"), b"y")
+    if entry.redirect is not None:
+        os.setxattr(path, xattr("redirect"), entry.redirect)
+    os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)

@@ -1,0 +1,235 @@
+"""The tree of one living world: what its steps changed, and snapshots of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from dataclasses import dataclass
+
+from substrate_services.journal.jsontypes import canonical_bytes
+from substrate_services.journal.parts import change_to_json
+from substrate_services.journal.schema import Change, FileFingerprint
+from substrate_services.objects.store import ObjectStore, hash_file
+from substrate_services.world.base_mounts import is_below
+from substrate_services.world.changes import ChangeFinder
+from substrate_services.world.fingerprint import (
+    PIN_FILE_LIMIT_BYTES,
+    Pins,
+    fingerprint_of,
+    fingerprint_tree,
+    lstat_or_none,
+    same_entry,
+)
+from substrate_services.world.inputs import Inputs, put_inputs
+from substrate_services.world.layers import LowerView, UpperNode, walk_upper
+from substrate_services.world.layout import Layout, layer_of
+from substrate_services.world.snapshots import (
+    BaseRecord,
+    get_snapshot,
+    put_base,
+    put_fingerprints,
+    put_snapshot,
+    read_walk,
+)
+
+# Base files read by one step whose fingerprints are kept.
+INPUT_LIMIT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class StepEffects:
+    """What one step did to the tree."""
+
+    changes: tuple[Change, ...]
+    changes_digest: str
+    snapshot_id: str
+    inputs_digest: str | None
+
+
+class WorldTree:
+    """Walks, changes, pins and snapshots of one world. Methods block; call them from a thread.
+
+    Args:
+        layout: the world's layers.
+        store: where content goes.
+        base: what the layers lay on, without fingerprints; they are taken by :meth:`begin`.
+        leave_out: host paths in the project that a world does not show.
+    """
+
+    def __init__(
+        self, layout: Layout, store: ObjectStore, base: BaseRecord, leave_out: tuple[bytes, ...]
+    ) -> None:
+        self._layout = layout
+        self._store = store
+        self._base = base
+        self._leave_out = leave_out
+        self._lock = threading.Lock()
+        self._walks: dict[str, UpperNode] = {}
+        self._first_walks: dict[str, UpperNode] = {}
+        self._fingerprints: dict[bytes, FileFingerprint] = {}
+        self._pins = Pins({})
+        self._base_digest = ""
+        self._finder = ChangeFinder(layout.layers, layout.project, self._hash_lower)
+        self.snapshot_id = ""
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def begin(self, fingerprints: dict[bytes, FileFingerprint] | None = None) -> None:
+        """Take the project's fingerprints and the first snapshot.
+
+        Args:
+            fingerprints: the recorded project's, when the world restores a recorded tree.
+        """
+        with self._lock:
+            if fingerprints is None:
+                fingerprints = self._take_fingerprints()
+            self._fingerprints = fingerprints
+            digest = None
+            if self._layout.project is not None:
+                digest = put_fingerprints(self._store, tuple(fingerprints.values()))
+            self._base_digest = put_base(self._store, _with_fingerprints(self._base, digest))
+            self._walks = self._walk_all()
+            self._first_walks = self._walks
+            self.snapshot_id = self._put_snapshot()
+
+    def resume(
+        self,
+        first_snapshot: str,
+        snapshot_id: str,
+        fingerprints: dict[bytes, FileFingerprint],
+        pins: dict[bytes, str],
+    ) -> None:
+        """Go on where an earlier host process stopped, from what it kept."""
+        with self._lock:
+            first = get_snapshot(self._store, first_snapshot)
+            last = get_snapshot(self._store, snapshot_id)
+            self._base_digest = last.base
+            self._fingerprints = fingerprints
+            self._pins = Pins(dict(pins))
+            self._first_walks = {
+                layer.layer_id: read_walk(self._store, layer.root) for layer in first.layers
+            }
+            self._walks = {
+                layer.layer_id: read_walk(self._store, layer.root) for layer in last.layers
+            }
+            self.snapshot_id = snapshot_id
+
+    def pin_project(self) -> bool:
+        """Keep the whole project's content if it fits the budget, so that the host may move on."""
+        return self._pins.pin_all(self._store, list(self._fingerprints.values()))
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def finish_step(self, reads: tuple[bytes, ...]) -> StepEffects:
+        """Find what changed since the last step, and keep what a replay of it will need.
+
+        Args:
+            reads: absolute paths, in the world, that the step opened for reading.
+        """
+        with self._lock:
+            walks = self._walk_all()
+            changes = tuple(self._finder.changes(self._walks, walks))
+            inputs = self._keep_inputs(reads, changes)
+            self._walks = walks
+            self.snapshot_id = self._put_snapshot()
+            return StepEffects(
+                changes=changes,
+                changes_digest=self._store.put(
+                    canonical_bytes([change_to_json(change) for change in changes])
+                ),
+                snapshot_id=self.snapshot_id,
+                inputs_digest=inputs,
+            )
+
+    def all_changes(self) -> tuple[Change, ...]:
+        """What the world changed since it was made, as of now."""
+        with self._lock:
+            return tuple(self._finder.changes(self._first_walks, self._walk_all()))
+
+    def moved_base(self) -> tuple[bytes, ...]:
+        """Files of the project that are no longer what they were when the world was made."""
+        return tuple(
+            path
+            for path, recorded in self._fingerprints.items()
+            if not same_entry(recorded, lstat_or_none(path))
+        )
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _take_fingerprints(self) -> dict[bytes, FileFingerprint]:
+        project = self._layout.project
+        if project is None:
+            return {}
+        found: dict[bytes, FileFingerprint] = {}
+        for root in project.roots:
+            for entry in fingerprint_tree(root, self._leave_out):
+                found[entry.path] = entry
+        return found
+
+    def _walk_all(self) -> dict[str, UpperNode]:
+        return {
+            layer.layer_id: walk_upper(layer, self._keep_upper, self._walks.get(layer.layer_id))
+            for layer in self._layout.layers
+        }
+
+    def _put_snapshot(self) -> str:
+        return put_snapshot(self._store, self._base_digest, self._layout.layers, self._walks)
+
+    def _keep_upper(self, path: bytes, _status: os.stat_result) -> str:
+        return self._store.put_file(path)
+
+    def _hash_lower(self, path: bytes, status: os.stat_result) -> str:
+        """Digest of a base file that a step changed or removed; a patch will want to show it."""
+        recorded = self._fingerprints.get(path)
+        if recorded is not None and self._pins.pin(self._store, recorded):
+            return self._pins.digests[path]
+        if status.st_size <= PIN_FILE_LIMIT_BYTES:
+            return self._store.put_file(path)
+        return hash_file(path)
+
+    def _keep_inputs(self, reads: tuple[bytes, ...], changes: tuple[Change, ...]) -> str | None:
+        """Pin what the step read of the project, and remember what it read elsewhere."""
+        outside: list[FileFingerprint] = []
+        changed = {change.path for change in changes}
+        for path in reads[:INPUT_LIMIT]:
+            recorded = self._fingerprints.get(path)
+            if recorded is not None:
+                self._pins.pin(self._store, recorded)
+            elif path not in changed:
+                lower = self._lower_file(path)
+                if lower is not None:
+                    outside.append(lower)
+        if not outside and not self._pins.digests:
+            return None
+        return put_inputs(
+            self._store,
+            Inputs(self._pins.digests, tuple(outside), max(0, len(reads) - INPUT_LIMIT)),
+        )
+
+    def _lower_file(self, path: bytes) -> FileFingerprint | None:
+        """The base file that the world showed at ``path``; None if it came from elsewhere."""
+        layer = layer_of(path, self._layout)
+        if layer is None or layer.layer_id in ("home", "tmp"):
+            return None
+        relative = os.path.relpath(path, layer.mount_point)
+        if self._walks[layer.layer_id].find(relative) is not None:
+            return None
+        lower = LowerView.root(layer).lookup(relative)
+        if lower is None or not stat.S_ISREG(lower.status.st_mode):
+            return None
+        if is_below(lower.host_path, self._leave_out):
+            return None
+        return fingerprint_of(lower.host_path, lower.status)
+
+
+def _with_fingerprints(base: BaseRecord, digest: str | None) -> BaseRecord:
+    return BaseRecord(
+        mounts=base.mounts,
+        project=base.project,
+        home=base.home,
+        login_home=base.login_home,
+        home_skeleton=base.home_skeleton,
+        fingerprints=digest,
+        per_directory=base.per_directory,
+    )
