@@ -12,6 +12,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -39,6 +40,7 @@ _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BATCH_BYTES = 4 << 20  # a batch is one write; its lines are in memory twice while it is written
 _RETRY_S = 1.0  # how often a full disk is tried again when nobody asks
 _WRITERS_OWN = "journal_"  # event types of the lines that only the writer makes
+_WORD = re.compile(r"[0-9A-Za-z_.:+-]{1,64}")  # what the index can find without parsing
 _LINE_START = b'{"seq":%d,"v":"' + SCHEMA_VERSION.encode() + b'",'
 
 
@@ -231,20 +233,22 @@ class Journal:
 
     def _encode(self, line: Mapping[str, JsonValue]) -> bytes:
         """The line behind its sequence number and version, newline included."""
-        event_type = line.get("event_type")
-        if not isinstance(event_type, str) or not event_type:
-            raise ValueError(f"line has event_type {event_type!r}; expected a non-empty string")
+        event_type, ts = line.get("event_type"), line.get("ts") or timestamp(time.time())
+        if not isinstance(event_type, str) or _WORD.fullmatch(event_type) is None:
+            raise ValueError(f"line has event_type {event_type!r}; expected a word like syscall")
+        if not isinstance(ts, str) or _WORD.fullmatch(ts) is None:
+            raise ValueError(f"line {event_type!r} has ts {ts!r}; expected RFC 3339 text")
         if event_type.startswith(_WRITERS_OWN):
             raise ValueError(f"event_type {event_type!r} belongs to the journal's writer")
         if "seq" in line or "v" in line:
             raise ValueError(f"line {event_type!r} holds seq or v; the writer assigns both")
-        # Readers find these by their place, without parsing (see reader.py).
-        ordered: JsonObject = {
-            "event_type": event_type,
-            "ts": line.get("ts") or timestamp(time.time()),
-        }
-        if "span_id" in line:
-            ordered["span_id"] = line["span_id"]
+        # Readers find these by their place, without parsing (see index.py).
+        ordered: JsonObject = {"event_type": event_type, "ts": ts}
+        span_id = line.get("span_id")
+        if isinstance(span_id, str) and _WORD.fullmatch(span_id) is not None:
+            ordered["span_id"] = span_id
+        elif span_id is not None:
+            raise ValueError(f"line {event_type!r} has span_id {span_id!r}; expected hex digits")
         for name, value in line.items():
             ordered.setdefault(name, value)
         body = compact_bytes(ordered)[1:] + b"\n"
