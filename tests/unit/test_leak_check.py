@@ -187,3 +187,19 @@ def test_a_cgroup_is_named_and_removed(tmp_path: Path) -> None:
     )
     assert str(cgroup) in assert_reported(result, "cgroup /")
     assert not cgroup.exists()
+
+
+def test_what_serves_a_home_ends_with_it(tmp_path: Path) -> None:
+    # One that goes when asked, and one that has to be made to.
+    result = run_suite(
+        tmp_path,
+        """
+        @pytest.mark.parametrize("script", ["exec sleep 1000", "trap '' TERM; sleep 1000; :"])
+        def test_leaves_a_host(substrate_home, script):
+            assert os.environ["SUBSTRATE_HOME"] == str(substrate_home)
+            assert substrate_home.parent == Path.home()
+            subprocess.run(["setsid", "--fork", "sh", "-c", script], check=True)
+        """,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "2 passed" in result.stdout
