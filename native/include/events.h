@@ -1,0 +1,279 @@
+/*
+ * The event records that programs in a world write about themselves.
+ *
+ * This file is the whole contract between libsubstrate_preload.so (the writer) and
+ * substrate-decode (the only reader). Everything is little endian and naturally aligned.
+ *
+ * A segment is one file: a header, then records, back to back, each a multiple of eight bytes. The
+ * file is full of zeros when it is made, so a record is there once its length is not zero:
+ *
+ *   - a writer claims room with one atomic addition, stores `length | SUB_LENGTH_PENDING`, fills the
+ *     record, then stores `length` alone with release order;
+ *   - a reader takes a length with acquire order (a pread of a later moment does as well), stops at
+ *     zero, and steps over a record that is still pending: its writer was interrupted, by a signal
+ *     handler that itself wrote or by SIGKILL.
+ *
+ * A chain is a run of segments written one after the other by one thread at a time; `seq` counts
+ * its claims without a gap. A chain outlives its thread: another thread of the process may carry it
+ * on, which is why the thread id stands in each record.
+ *
+ * Growth: new operations go to the end of SUB_OPERATIONS, new record types and tags get new numbers,
+ * readers skip tags they do not know. Anything else raises SUB_SEGMENT_VERSION.
+ */
+#ifndef SUBSTRATE_EVENTS_H
+#define SUBSTRATE_EVENTS_H
+
+#include <stdint.h>
+
+#define SUB_SEGMENT_DIRECTORY "/run/substrate/seg"
+#define SUB_SEGMENT_VARIABLE "SUBSTRATE_SEGMENTS"
+
+#define SUB_SEGMENT_MAGIC 0x3147455342555353ULL /* "SSUBSEG1" */
+#define SUB_SEGMENT_VERSION 1u
+
+/* Sizes of the segments of a chain: the first is small because most programs are short. */
+#define SUB_SEGMENT_FIRST (16u << 10)
+#define SUB_SEGMENT_LAST (1u << 20)
+#define SUB_CHAIN_MAX 4096u /* segments; 4 GiB of records from one chain */
+
+#define SUB_LENGTH_PENDING 0x80000000u
+#define SUB_RECORD_MAX (56u << 10) /* fits the second segment of a chain */
+#define SUB_STRING_MAX 4096u       /* a path or a name */
+#define SUB_ARGV_MAX (32u << 10)   /* all arguments together, NULs included */
+
+/* One process image: what a process runs between two execs. */
+struct sub_identity {
+    uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
+    uint64_t start_ticks; /* field 22 of /proc/self/stat; CLOCK_MONOTONIC ns | bit 63 without it */
+    int32_t pid;          /* in that namespace */
+    uint32_t exec_number; /* 0: a forked child that has not called exec; then 1, 2, ... */
+};
+
+/* Bits of sub_segment.state, set by the writer. */
+#define SUB_STATE_CONTINUED 1u /* full: the chain goes on in index + 1 */
+#define SUB_STATE_EXITED 2u    /* the process said that it exits */
+
+struct sub_segment {
+    uint64_t magic;
+    uint16_t version;
+    uint16_t header_bytes; /* where the first record starts */
+    uint32_t flags;        /* none yet */
+    uint64_t size;         /* of the file, as mapped by the writer */
+    struct sub_identity self;
+    uint32_t chain; /* number of the chain in its image, from 0 */
+    uint32_t index; /* number of this segment in its chain, from 0 */
+    uint64_t created_ns;
+    uint32_t first_sequence;
+    uint32_t state; /* SUB_STATE_*, atomic */
+    uint64_t lost;  /* events that found no room while this segment was current, atomic */
+    uint64_t reserved[4];
+};
+_Static_assert(sizeof(struct sub_segment) == 112, "the segment header is part of the format");
+
+enum sub_record_type {
+    SUB_HELLO = 1,        /* first record of an image: who it is */
+    SUB_FORK = 2,         /* result: child pid */
+    SUB_VFORK = 3,        /* written before; the child's own records carry its pid */
+    SUB_EXEC = 4,         /* written before; only a SUB_FAILED with the same reference undoes it */
+    SUB_FAILED = 5,       /* arg[0]: sequence of the SUB_EXEC that came back */
+    SUB_SPAWN = 6,        /* result: errno of posix_spawn or status of system; arg[0]: child pid */
+    SUB_SPAWN_ACTION = 7, /* a file action, told apart by SUB_TAG_KEY, joined by its later spawn */
+    SUB_EXIT = 8,         /* arg[0]: status as passed to exit */
+    SUB_WAIT = 9,         /* result: pid; arg[0]: wait status */
+    SUB_OPEN = 10,        /* arg: dirfd, flags, mode; result: descriptor */
+    SUB_MUTATE = 11,      /* arg: dirfd, flags, mode, second dirfd */
+    SUB_CONNECT = 12,     /* arg[0]: descriptor */
+    SUB_RESOLVE = 13,     /* getaddrinfo: names, answers */
+    SUB_CHDIR = 14,       /* arg[0]: descriptor of fchdir; the directory it led to */
+};
+
+/* Bits of sub_record.flags. */
+#define SUB_FLAG_VFORK_CHILD 1u /* written by a child that borrows the memory: tid is its pid */
+#define SUB_FLAG_TRUNCATED 2u   /* a string or the argument list was cut */
+#define SUB_FLAG_FAULT 4u       /* a pointer of the caller could not be read */
+#define SUB_FLAG_DIRECTORY 8u   /* opened as a directory (opendir) */
+
+struct sub_record {
+    uint32_t length; /* of header and fields, a multiple of 8; stored last, release */
+    uint16_t type;
+    uint16_t op;       /* SUB_OP_* */
+    uint64_t start_ns; /* CLOCK_MONOTONIC at the call, read past any interposed clock */
+    uint64_t elapsed_ns;
+    int64_t result;
+    uint32_t sequence;
+    uint32_t tid;
+    int32_t error; /* errno, 0 when the call succeeded */
+    uint32_t flags;
+    int32_t arg[4];
+};
+_Static_assert(sizeof(struct sub_record) == 64, "the record header is part of the format");
+
+/* After the header: fields, each padded with zeros to eight bytes. */
+struct sub_field {
+    uint16_t tag;
+    uint16_t reserved;
+    uint32_t bytes; /* of the value, without padding */
+};
+
+enum sub_tag {
+    SUB_TAG_PATH = 1,
+    SUB_TAG_PATH2 = 2,
+    SUB_TAG_DIRECTORY = 3,  /* what arg[0] (a dirfd) leads to, for a relative PATH */
+    SUB_TAG_DIRECTORY2 = 4, /* what arg[3] leads to, for a relative PATH2 */
+    SUB_TAG_CWD = 5,        /* absolute */
+    SUB_TAG_ARGV = 6,       /* each argument with its NUL */
+    SUB_TAG_EXE = 7,        /* /proc/self/exe */
+    SUB_TAG_ENV_DIGEST = 8, /* u64, the same for any order of the same variables */
+    SUB_TAG_VARIABLE = 9,   /* NAME=value of a SUBSTRATE_* id or TRACEPARENT */
+    SUB_TAG_HELLO = 10,     /* struct sub_hello */
+    SUB_TAG_ADDRESS = 11,   /* struct sockaddr as passed, or one answer of a resolver */
+    SUB_TAG_NAME = 12,
+    SUB_TAG_SERVICE = 13,
+    SUB_TAG_MODE = 14, /* of fopen, popen */
+    SUB_TAG_KEY = 15,  /* u64: address of a posix_spawn_file_actions_t */
+};
+
+struct sub_hello {
+    struct sub_identity parent; /* of the image this one was forked from; zeros after an exec */
+    int32_t ppid;
+    uint32_t umask;
+    uint64_t realtime_ns; /* CLOCK_REALTIME and CLOCK_BOOTTIME at start_ns of the record */
+    uint64_t boottime_ns;
+    uint32_t uid;
+    uint32_t argc; /* the true number, whatever SUB_TAG_ARGV has room for */
+};
+
+/* Kinds of SUB_SPAWN_ACTION, in arg[0]; then fd, second fd or flags, mode. */
+enum sub_spawn_action {
+    SUB_ACTION_INIT = 0,
+    SUB_ACTION_OPEN = 1,
+    SUB_ACTION_CLOSE = 2,
+    SUB_ACTION_DUP2 = 3,
+    SUB_ACTION_CHDIR = 4,
+    SUB_ACTION_FCHDIR = 5,
+    SUB_ACTION_CLOSEFROM = 6,
+    SUB_ACTION_DESTROY = 7,
+};
+
+/*
+ * Every operation that can stand in sub_record.op: X(symbol). The name is the symbol that the
+ * program called, which is also what the preload looks up behind itself. Append only.
+ */
+#define SUB_OPERATIONS(X)                                                                          \
+    X(none)                                                                                        \
+    X(execve)                                                                                      \
+    X(execv)                                                                                       \
+    X(execvp)                                                                                      \
+    X(execvpe)                                                                                     \
+    X(execl)                                                                                       \
+    X(execlp)                                                                                      \
+    X(execle)                                                                                      \
+    X(fexecve)                                                                                     \
+    X(execveat)                                                                                    \
+    X(posix_spawn)                                                                                 \
+    X(posix_spawnp)                                                                                \
+    X(system)                                                                                      \
+    X(popen)                                                                                       \
+    X(posix_spawn_file_actions_init)                                                               \
+    X(posix_spawn_file_actions_destroy)                                                            \
+    X(posix_spawn_file_actions_addopen)                                                            \
+    X(posix_spawn_file_actions_addclose)                                                           \
+    X(posix_spawn_file_actions_adddup2)                                                            \
+    X(posix_spawn_file_actions_addchdir_np)                                                        \
+    X(posix_spawn_file_actions_addfchdir_np)                                                       \
+    X(posix_spawn_file_actions_addclosefrom_np)                                                    \
+    X(fork)                                                                                        \
+    X(__fork)                                                                                      \
+    X(_Fork)                                                                                       \
+    X(vfork)                                                                                       \
+    X(__vfork)                                                                                     \
+    X(clone)                                                                                       \
+    X(__clone)                                                                                     \
+    X(daemon)                                                                                      \
+    X(forkpty)                                                                                     \
+    X(wait)                                                                                        \
+    X(waitpid)                                                                                     \
+    X(wait3)                                                                                       \
+    X(wait4)                                                                                       \
+    X(waitid)                                                                                      \
+    X(exit)                                                                                        \
+    X(_exit)                                                                                       \
+    X(_Exit)                                                                                       \
+    X(quick_exit)                                                                                  \
+    X(open)                                                                                        \
+    X(open64)                                                                                      \
+    X(__open)                                                                                      \
+    X(__open64)                                                                                    \
+    X(__open_2)                                                                                    \
+    X(__open64_2)                                                                                  \
+    X(openat)                                                                                      \
+    X(openat64)                                                                                    \
+    X(__openat_2)                                                                                  \
+    X(__openat64_2)                                                                                \
+    X(creat)                                                                                       \
+    X(creat64)                                                                                     \
+    X(fopen)                                                                                       \
+    X(fopen64)                                                                                     \
+    X(_IO_fopen)                                                                                   \
+    X(freopen)                                                                                     \
+    X(freopen64)                                                                                   \
+    X(opendir)                                                                                     \
+    X(scandir)                                                                                     \
+    X(scandir64)                                                                                   \
+    X(scandirat)                                                                                   \
+    X(scandirat64)                                                                                 \
+    X(shm_open)                                                                                    \
+    X(shm_unlink)                                                                                  \
+    X(memfd_create)                                                                                \
+    X(mkstemp)                                                                                     \
+    X(mkstemp64)                                                                                   \
+    X(mkostemp)                                                                                    \
+    X(mkostemp64)                                                                                  \
+    X(mkstemps)                                                                                    \
+    X(mkstemps64)                                                                                  \
+    X(mkostemps)                                                                                   \
+    X(mkostemps64)                                                                                 \
+    X(mkdtemp)                                                                                     \
+    X(tmpfile)                                                                                     \
+    X(tmpfile64)                                                                                   \
+    X(unlink)                                                                                      \
+    X(unlinkat)                                                                                    \
+    X(remove)                                                                                      \
+    X(rmdir)                                                                                       \
+    X(rename)                                                                                      \
+    X(renameat)                                                                                    \
+    X(renameat2)                                                                                   \
+    X(mkdir)                                                                                       \
+    X(mkdirat)                                                                                     \
+    X(link)                                                                                        \
+    X(linkat)                                                                                      \
+    X(symlink)                                                                                     \
+    X(symlinkat)                                                                                   \
+    X(mkfifo)                                                                                      \
+    X(mkfifoat)                                                                                    \
+    X(chmod)                                                                                       \
+    X(fchmod)                                                                                      \
+    X(fchmodat)                                                                                    \
+    X(chown)                                                                                       \
+    X(lchown)                                                                                      \
+    X(fchown)                                                                                      \
+    X(fchownat)                                                                                    \
+    X(truncate)                                                                                    \
+    X(truncate64)                                                                                  \
+    X(ftruncate)                                                                                   \
+    X(ftruncate64)                                                                                 \
+    X(connect)                                                                                     \
+    X(__connect)                                                                                   \
+    X(getaddrinfo)                                                                                 \
+    X(chdir)                                                                                       \
+    X(fchdir)                                                                                      \
+    X(chroot)                                                                                      \
+    X(mknod)                                                                                       \
+    X(mknodat)                                                                                     \
+    X(fdopendir)
+
+#define SUB_OPERATION_ENUM(name) SUB_OP_##name,
+enum sub_operation { SUB_OPERATIONS(SUB_OPERATION_ENUM) SUB_OP_COUNT };
+#undef SUB_OPERATION_ENUM
+
+#endif
