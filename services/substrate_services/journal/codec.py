@@ -506,4 +506,5 @@ def boottime_to_utc_ns(record: SpanRecord, boottime_ns: int) -> int:
     if record.utc_offset_ns is not None:
         return boottime_ns + record.utc_offset_ns
     first_ns = min((process.start_ns for process in record.processes), default=boottime_ns)
-    return round(record.start_time * 1e9) + (boottime_ns - first_ns)
+    # A float holds the time of day to about 240 ns, so microseconds are what is known.
+    return round(record.start_time * 1e6) * 1000 + (boottime_ns - first_ns)

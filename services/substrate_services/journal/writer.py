@@ -329,7 +329,9 @@ class Journal:
                 rotated = self._file.rotate()
             self._file.commit(data, len(self._batch))
         except OSError as error:
-            detail = f"{error.strerror} ({len(self._batch)} lines wait)"
+            count = len(self._batch)
+            waiting = "1 line waits" if count == 1 else f"{count} lines wait"
+            detail = f"{error.strerror} ({waiting})"
             kind = JournalFull if error.errno in _FULL_ERRNOS else JournalBroken
             self._fail(kind(self.path, detail))
             return kind is JournalFull and not self._closing
