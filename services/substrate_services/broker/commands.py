@@ -127,11 +127,11 @@ def _w(
     positionals: int = 0,
     *,
     assignments: bool = False,
-    shell: bytes = b"",
+    script: bytes = b"",
     joins: bool = False,
 ) -> _Wrapper:
     names = frozenset(b"--" + name for name in longs.split())
-    return _Wrapper(takes, names, positionals, assignments, shell, joins)
+    return _Wrapper(takes, names, positionals, assignments, script, joins)
 
 
 _SHELLS = frozenset(b"sh bash rbash dash ash ksh mksh zsh".split())
@@ -158,7 +158,7 @@ _WRAPPERS: dict[bytes, _Wrapper] = {
     b"busybox": _w(),
     b"toybox": _w(),
     b"chroot": _w(longs=b"userspec groups", positionals=1),
-    b"flock": _w(b"wE", b"timeout conflict-exit-code", 1, shell=b"c"),
+    b"flock": _w(b"wE", b"timeout conflict-exit-code", 1, script=b"c"),
     b"unshare": _w(b"RSGw", b"root wd setuid setgid propagation"),
     b"nsenter": _w(b"tSG", b"target setuid setgid"),
     b"setpriv": _w(longs=b"reuid regid groups inh-caps ambient-caps bounding-set securebits"),
@@ -168,9 +168,9 @@ _WRAPPERS: dict[bytes, _Wrapper] = {
     b"fakeroot": _w(b"lsibf", b"lib faked"),
     b"unbuffer": _w(),
     b"watch": _w(b"nq", b"interval equexit", joins=True),
-    b"su": _w(b"gGsw", b"group supp-group shell whitelist-environment", shell=b"c"),
-    b"runuser": _w(b"ugGsw", b"user group supp-group shell", shell=b"c"),
-    b"script": _w(b"BEIOTmot", b"log-io log-out log-in log-timing logging-format", shell=b"c"),
+    b"su": _w(b"gGsw", b"group supp-group shell whitelist-environment", script=b"c"),
+    b"runuser": _w(b"ugGsw", b"user group supp-group shell", script=b"c"),
+    b"script": _w(b"BEIOTmot", b"log-io log-out log-in log-timing logging-format", script=b"c"),
     b"xargs": _w(
         b"aEIdLnPs",
         b"arg-file delimiter replace max-lines max-args max-procs max-chars process-slot-var",
@@ -221,9 +221,12 @@ class _Walk:
             name = command_name(first)
             if name is None:
                 return
+            if name in _SHELLS:
+                self.shell(words, via, depth, stdin)
+                return
             special = _SPECIAL.get(name)
             if special is not None:
-                special(self, words, via, depth, stdin)
+                special(self, words, via, depth)
                 return
             wrapper = _WRAPPERS.get(name)
             if wrapper is None:
@@ -330,31 +333,26 @@ class _Walk:
         elif (reads_stdin or index >= len(words)) and stdin is not None:
             self.script(stdin, (*via, f"{name} <<"), depth + 1)
 
-    def eval(
-        self, words: tuple[Word, ...], via: tuple[str, ...], depth: int, stdin: bytes | None
-    ) -> None:
+    def eval(self, words: tuple[Word, ...], via: tuple[str, ...], depth: int) -> None:
         rest = words[2:] if len(words) > 1 and words[1].text == b"--" else words[1:]
         if rest:
             self.script_words(rest, (*via, "eval"), depth)
 
-    def trap(
-        self, words: tuple[Word, ...], via: tuple[str, ...], depth: int, stdin: bytes | None
-    ) -> None:
+    def trap(self, words: tuple[Word, ...], via: tuple[str, ...], depth: int) -> None:
         rest = [word for word in words[1:] if word.text != b"--"]
         if len(rest) > 1 and rest[0].text not in (b"-", b"-l", b"-p", b""):
             self.script_words(rest[:1], (*via, "trap"), depth)
 
-    def alias(
-        self, words: tuple[Word, ...], via: tuple[str, ...], depth: int, stdin: bytes | None
-    ) -> None:
+    def alias(self, words: tuple[Word, ...], via: tuple[str, ...], depth: int) -> None:
         for word in words[1:]:
             _, equals, value = word.text.partition(b"=")
             if equals:
                 self.script_words((Word(value, word.parts),), (*via, "alias"), depth)
 
-    def find(
-        self, words: tuple[Word, ...], via: tuple[str, ...], depth: int, stdin: bytes | None
-    ) -> None:
+    def find(self, words: tuple[Word, ...], via: tuple[str, ...], depth: int) -> None:
+        if depth > MAX_SCRIPTS:
+            self.problem(f"commands nested deeper than {MAX_SCRIPTS}", b"find", via)
+            return
         fd = (command_name(words[0]) or b"") != b"find"
         starts = _FD_EXEC if fd else _FIND_EXEC
         index = 1
@@ -367,9 +365,7 @@ class _Walk:
             while index < len(words):
                 word = words[index]
                 index += 1
-                if word.text == b";" or (
-                    word.text == b"+" and inner and b"{}" in inner[-1].text
-                ):
+                if word.text == b";" or (word.text == b"+" and inner and b"{}" in inner[-1].text):
                     break
                 inner.append(_substituted(word, b"{}"))
             if fd and inner and not any(word.parts for word in inner):
@@ -380,9 +376,8 @@ class _Walk:
                 self.unwrap(tuple(inner), source, (*via, name), depth + 1, None)
 
 
-_Special = Callable[[_Walk, tuple[Word, ...], tuple[str, ...], int, bytes | None], None]
+_Special = Callable[[_Walk, tuple[Word, ...], tuple[str, ...], int], None]
 _SPECIAL: dict[bytes, _Special] = {
-    **dict.fromkeys(_SHELLS, _Walk.shell),
     b"eval": _Walk.eval,
     b"trap": _Walk.trap,
     b"alias": _Walk.alias,
