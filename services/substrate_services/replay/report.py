@@ -333,8 +333,10 @@ def _list_lines(report: Report) -> list[Line]:
     for dimensions, reason in _grouped(report.not_compared):
         lines.append(Line("plain", f"  {label:<12}  {', '.join(dimensions)}: {reason}"))
         label = ""
-    for item in report.observations[:SHOWN_DIVERGENCES]:
-        lines.append(Line("plain", f"  observed      {_title(item)}: {item.detail}"))
+    lines += [
+        Line("plain", f"  observed      {_title(item)}: {item.detail}")
+        for item in report.observations[:SHOWN_DIVERGENCES]
+    ]
     if len(report.observations) > SHOWN_DIVERGENCES:
         left = len(report.observations) - SHOWN_DIVERGENCES
         lines.append(Line("plain", f"  observed      and {left} more; all are in the JSON report"))
