@@ -196,6 +196,14 @@ def walk_upper(layer: Layer, hash_file: HashFile, previous: UpperNode | None = N
     return root
 
 
+def walk_directory(directory: bytes, hash_file: HashFile) -> UpperNode:
+    """Read a plain directory, of no layer, as :func:`walk_upper` reads an upper."""
+    root = _node(directory, Layer("", b"/", (), Path()), hash_file, None)
+    if root is None:
+        raise FileNotFoundError(f"no directory {os.fsdecode(directory)}")
+    return root
+
+
 def _node(
     path: bytes, layer: Layer, hash_file: HashFile, previous: UpperNode | None
 ) -> UpperNode | None:

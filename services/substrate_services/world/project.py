@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from substrate_services.journal import bytesjson
+from substrate_services.journal.jsontypes import Fields, JsonObject
+from substrate_services.journal.parts import byte_items, byte_list, opt_bytes
 from substrate_services.world.base_mounts import is_below
 
 _CREDENTIALS = (b".ssh", b".aws", b".gnupg", b".kube", b".docker", b".config/gcloud", b".azure")
@@ -92,3 +95,18 @@ def _linked_git_directories(root: bytes) -> tuple[bytes, ...]:
     if not os.path.isfile(os.path.join(common, b"HEAD")):
         return ()
     return () if is_below(common, (root,)) else (common,)
+
+
+def project_to_json(project: Project | None) -> JsonObject | None:
+    """The JSON form of a project."""
+    if project is None:
+        return None
+    return {"root": bytesjson.encode(project.root), "linked": byte_list(project.linked)}
+
+
+def project_from_json(fields: Fields, key: str) -> Project | None:
+    """The project in a field."""
+    if not fields.has(key):
+        return None
+    project = fields.child(key)
+    return Project(opt_bytes(project, "root") or b"/", byte_items(project, "linked"))

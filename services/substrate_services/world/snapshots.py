@@ -20,8 +20,6 @@ from pathlib import Path
 from substrate_services.journal import bytesjson
 from substrate_services.journal.jsontypes import Fields, JsonValue, canonical_bytes
 from substrate_services.journal.parts import (
-    byte_items,
-    byte_list,
     file_fingerprint_from_json,
     file_fingerprint_to_json,
     opt_bytes,
@@ -37,7 +35,7 @@ from substrate_services.objects.tree import (
     put_dir,
 )
 from substrate_services.world.layers import Layer, UpperNode
-from substrate_services.world.project import Project
+from substrate_services.world.project import Project, project_from_json, project_to_json
 
 _SNAPSHOT_FORMAT = "substrate.snapshot.v1"
 _BASE_FORMAT = "substrate.base.v1"
@@ -121,12 +119,6 @@ def get_snapshot(store: ObjectStore, snapshot_id: str) -> Snapshot:
 
 def put_base(store: ObjectStore, base: BaseRecord) -> str:
     """Keep a base record as an object; returns its digest."""
-    project: JsonValue = None
-    if base.project is not None:
-        project = {
-            "root": bytesjson.encode(base.project.root),
-            "linked": byte_list(base.project.linked),
-        }
     return store.put(
         canonical_bytes(
             {
@@ -135,7 +127,7 @@ def put_base(store: ObjectStore, base: BaseRecord) -> str:
                     {"mount_point": bytesjson.encode(point), "fs_type": fs_type, "device": device}
                     for point, fs_type, device in base.mounts
                 ],
-                "project": project,
+                "project": project_to_json(base.project),
                 "home": bytesjson.encode(base.home),
                 "login_home": bytesjson.encode(base.login_home),
                 "home_skeleton": base.home_skeleton,
@@ -151,10 +143,6 @@ def get_base(store: ObjectStore, digest: str) -> BaseRecord:
     fields = Fields(json.loads(store.get(digest)), "base")
     if fields.text("format") != _BASE_FORMAT:
         raise fields.wrong("format", _BASE_FORMAT)
-    project = None
-    if fields.has("project"):
-        named = fields.child("project")
-        project = Project(opt_bytes(named, "root") or b"/", byte_items(named, "linked"))
     mounts = []
     for item in fields.items("mounts"):
         mount = Fields(item, "mount")
@@ -163,7 +151,7 @@ def get_base(store: ObjectStore, digest: str) -> BaseRecord:
         )
     return BaseRecord(
         mounts=tuple(mounts),
-        project=project,
+        project=project_from_json(fields, "project"),
         home=opt_bytes(fields, "home") or b"/",
         login_home=opt_bytes(fields, "login_home") or b"/",
         home_skeleton=fields.text("home_skeleton"),

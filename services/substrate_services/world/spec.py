@@ -10,8 +10,6 @@ from pathlib import Path
 from substrate_services.journal import bytesjson
 from substrate_services.journal.jsontypes import Fields, JsonObject, compact_bytes
 from substrate_services.journal.parts import (
-    byte_items,
-    byte_list,
     env_from_json,
     env_to_json,
     opt_bytes,
@@ -19,7 +17,7 @@ from substrate_services.journal.parts import (
     text_pairs,
     texts,
 )
-from substrate_services.world.project import Project
+from substrate_services.world.project import Project, project_from_json, project_to_json
 
 _FILE = "world.json"
 _VERSION = 1
@@ -88,12 +86,6 @@ def load_state(directory: Path) -> WorldState:
 
 def _to_json(state: WorldState) -> JsonObject:
     spec = state.spec
-    project: JsonObject | None = None
-    if spec.project is not None:
-        project = {
-            "root": bytesjson.encode(spec.project.root),
-            "linked": byte_list(spec.project.linked),
-        }
     return {
         "v": _VERSION,
         "world_id": spec.world_id,
@@ -102,7 +94,7 @@ def _to_json(state: WorldState) -> JsonObject:
         "agent_id": spec.agent_id,
         "request_id": spec.request_id,
         "profile": spec.profile,
-        "project": project,
+        "project": project_to_json(spec.project),
         "cwd": bytesjson.encode(spec.cwd),
         "home": bytesjson.encode(spec.home),
         "login_home": bytesjson.encode(spec.login_home),
@@ -129,10 +121,6 @@ def _to_json(state: WorldState) -> JsonObject:
 def _from_json(fields: Fields) -> WorldState:
     if fields.integer("v") != _VERSION:
         raise fields.wrong("v", str(_VERSION))
-    project = None
-    if fields.has("project"):
-        named = fields.child("project")
-        project = Project(opt_bytes(named, "root") or b"/", byte_items(named, "linked"))
     corrections: list[tuple[str, bytes]] = []
     for item in fields.items("corrections"):
         if not isinstance(item, list) or len(item) != 2 or not isinstance(item[0], str):
@@ -145,7 +133,7 @@ def _from_json(fields: Fields) -> WorldState:
         agent_id=fields.text("agent_id"),
         request_id=fields.text("request_id"),
         profile=fields.text("profile"),
-        project=project,
+        project=project_from_json(fields, "project"),
         cwd=opt_bytes(fields, "cwd") or b"/",
         home=opt_bytes(fields, "home") or b"/",
         login_home=opt_bytes(fields, "login_home") or b"/",

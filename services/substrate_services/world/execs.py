@@ -1,0 +1,526 @@
+"""Commands in worlds: decided, started, followed, and recorded when they end.
+
+The order of a step: the broker decides, ``command_start`` is journalled and the exec's own file
+written, the world's init starts it, its output goes to the output log; when it has ended, output
+and changed files become objects, telemetry is decoded, and ``command_complete`` is journalled and
+on disk before anybody is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.journal.codec import (
+    SpanStart,
+    action_digest,
+    start_from_line,
+    start_to_line,
+)
+from substrate_services.journal.jsontypes import compact_bytes
+from substrate_services.journal.reader import JournalReader
+from substrate_services.journal.schema import (
+    Action,
+    Command,
+    Decision,
+    SpanRecord,
+)
+from substrate_services.journal.writer import Journal
+from substrate_services.objects.store import ObjectStore
+from substrate_services.world.ids import EXEC_ID, new_span_id
+from substrate_services.world.init_client import (
+    ExecPhase,
+    ExecStart,
+    InitEvent,
+    InitExecState,
+    InitGone,
+    StartFailed,
+)
+from substrate_services.world.recording import Ended, Recorder
+from substrate_services.world.worlds import World, Worlds
+
+log = logging.getLogger(__name__)
+
+StepKind = Literal["exec", "files.write"]
+DEFAULT_UMASK = 0o022
+OUTPUT_LIMIT_BYTES = 256 << 20
+FILES_PROGRAM = b"substrate-files"  # argv[0] of a recorded Files step
+_EXEC_FILE = "exec.json"
+_STDIN_FILE = "stdin"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """What a client asks for; see StartExecRequest in the contract.
+
+    Exactly one of ``argv``, ``shell`` and ``recorded_span_id`` is given.
+    """
+
+    exec_id: str
+    argv: tuple[bytes, ...] = ()
+    shell: bytes | None = None
+    recorded_span_id: str | None = None
+    kind: StepKind = "exec"
+    env: Mapping[bytes, bytes] = field(default_factory=dict)
+    cwd: bytes | None = None
+    user: str = ""
+    umask: int | None = None
+    stdin_pipe: bool = False
+    stdin_digest: str | None = None
+    pty: tuple[int, int] | None = None  # rows, columns
+    timeout_s: float | None = None
+    session_id: str = ""
+    agent_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(slots=True)
+class Exec:
+    """A step that this host process knows."""
+
+    start: SpanStart
+    directory: Path
+    phase: Literal["running", "recording", "finished"] = "running"
+    pid: int = 0
+    record: SpanRecord | None = None
+    stdin_pipe: bool = False
+    stdin_received: int = 0
+    killed_by_user: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def exec_id(self) -> str:
+        """As the client chose it."""
+        return self.start.exec_id
+
+    @property
+    def output_log(self) -> Path:
+        """The framed output log."""
+        return self.directory / "output.log"
+
+    def wake_readers(self) -> None:
+        """Tell everybody who waits that the log has grown or the exec has ended."""
+        self.grown.set()
+        self.grown = asyncio.Event()
+
+
+class Decider(Protocol):
+    """Asks the broker."""
+
+    async def decide(self, world: World, action: Action, kind: StepKind) -> Decision:
+        """The broker's answer. Raises ServiceError where it cannot be had."""
+
+
+class Execs:
+    """Starts and records the execs of one host.
+
+    Args:
+        worlds: the host's worlds.
+        store: the host's objects.
+        journal: the host's journal.
+        reader: reads the same journal.
+        decider: asks the broker.
+        recorder: turns an ended exec into a record.
+    """
+
+    def __init__(
+        self,
+        *,
+        worlds: Worlds,
+        store: ObjectStore,
+        journal: Journal,
+        reader: JournalReader,
+        decider: Decider,
+        recorder: Recorder,
+    ) -> None:
+        self._worlds = worlds
+        self._store = store
+        self._journal = journal
+        self._reader = reader
+        self._decider = decider
+        self._recorder = recorder
+        self._execs: dict[str, dict[str, Exec]] = {}
+        self._starting: dict[tuple[str, str], asyncio.Task[Exec]] = {}
+        self._recording: set[asyncio.Task[None]] = set()
+        worlds.on_event = self._on_event
+        worlds.on_lost = self._on_lost
+
+    # -- starting ------------------------------------------------------------------------------
+
+    async def start(self, world: World, request: ExecRequest) -> Exec:
+        """Decide about a command and start it; the same exec_id gives the same exec.
+
+        Raises:
+            InvalidField: a field of the request cannot be used.
+            ServiceError: WORLD_LOST, SPAN_NOT_FOUND, OBJECT_MISSING, DISK_FULL.
+        """
+        if EXEC_ID.fullmatch(request.exec_id) is None:
+            raise InvalidField("exec_id", request.exec_id, "expected 1 to 64 of [A-Za-z0-9_.-]")
+        known = self._find(world, request.exec_id)
+        if known is not None:
+            return known
+        key = (world.spec.world_id, request.exec_id)
+        task = self._starting.get(key)
+        if task is None:
+            task = asyncio.create_task(self._start(world, request))
+            self._starting[key] = task
+            task.add_done_callback(lambda _done: self._starting.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _start(self, world: World, request: ExecRequest) -> Exec:
+        if world.lost:
+            raise ServiceError(
+                "WORLD_LOST",
+                f"world {world.spec.world_id} ended unexpectedly; its records are kept, "
+                "make another world",
+            )
+        world.touch()
+        action, replay_of, kind = self._resolve(world, request)
+        decision = await self._decider.decide(world, action, kind)
+        denied = decision.enforced and decision.action != "allow"
+        start = SpanStart(
+            span_id=new_span_id(),
+            trace_id=world.spec.trace_id,
+            session_id=request.session_id or world.spec.session_id,
+            world_id=world.spec.world_id,
+            exec_id=request.exec_id,
+            kind=kind,
+            agent_id=request.agent_id or world.spec.agent_id,
+            parent_span=_parent_of(request.traceparent),
+            start_time=time.time(),
+            action=action,
+            decision=decision,
+            replay_of=replay_of.span_id if replay_of is not None else None,
+            replay_of_trace=replay_of.trace_id if replay_of is not None else None,
+            labels=world.spec.labels,
+            utc_offset_ns=_boot_to_utc_ns(),
+        )
+        if replay_of is None:
+            start = replace(start, action=_with_identity(start, world))
+        exec_ = Exec(start, world.directory / "execs" / request.exec_id)
+        exec_.stdin_pipe = request.stdin_pipe
+        exec_.directory.mkdir(mode=0o700, exist_ok=True)
+        self._execs.setdefault(world.spec.world_id, {})[request.exec_id] = exec_
+        try:
+            self._journal.append(start_to_line(start))
+            _write_exec_file(exec_.directory, start)
+            if denied:
+                await self._finish(world, exec_, Ended.denied(decision))
+                return exec_
+            await self._start_in_box(world, exec_, request)
+        except BaseException:
+            self._execs[world.spec.world_id].pop(request.exec_id, None)
+            raise
+        return exec_
+
+    async def _start_in_box(self, world: World, exec_: Exec, request: ExecRequest) -> None:
+        action = exec_.start.action
+        argv = action.command.argv
+        builtin = exec_.start.kind != "exec"
+        log_fd = os.open(
+            exec_.output_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        world.running += 1
+        try:
+            started = await world.init.start(
+                ExecStart(
+                    exec_id=exec_.exec_id,
+                    argv=argv[1:] if builtin else argv,
+                    env=action.env,
+                    cwd=action.cwd,
+                    umask=action.umask,
+                    user=action.user,
+                    timeout_s=action.timeout_s,
+                    pty=request.pty,
+                    stdin=action.stdin_digest is not None or request.stdin_pipe,
+                    builtin=builtin,
+                    output_limit_bytes=OUTPUT_LIMIT_BYTES,
+                    last_pid=action.first_pid - 1 if action.first_pid is not None else None,
+                ),
+                log_fd,
+            )
+        except StartFailed as error:
+            await self._finish(world, exec_, Ended.not_started(error))
+            return
+        except InitGone:
+            await self._finish(world, exec_, Ended.lost())
+            return
+        finally:
+            os.close(log_fd)
+        exec_.pid = started.pid
+        exec_.start = replace(
+            exec_.start, action=replace(exec_.start.action, first_pid=started.pid)
+        )
+        _write_exec_file(exec_.directory, exec_.start)
+        if action.stdin_digest is not None:
+            self._track(self._feed(world, exec_, action.stdin_digest))
+
+    def _resolve(
+        self, world: World, request: ExecRequest
+    ) -> tuple[Action, SpanRecord | None, StepKind]:
+        """Everything that determines the exec, from the request or from a recording."""
+        if request.recorded_span_id is not None:
+            record = self._reader.find_span(request.recorded_span_id)
+            if record is None:
+                raise ServiceError(
+                    "SPAN_NOT_FOUND", f"no span {request.recorded_span_id!r} is recorded here"
+                )
+            action = replace(record.action, snapshot_id=world.tree.snapshot_id)
+            kind: StepKind = "files.write" if record.kind == "files.write" else "exec"
+            return action, record, kind
+        spec = world.spec
+        command = _command(request)
+        env = dict(spec.env)
+        env.update(request.env)
+        cwd = request.cwd if request.cwd is not None else spec.cwd
+        if not cwd.startswith(b"/"):
+            cwd = os.path.normpath(os.path.join(spec.cwd, cwd))
+        env[b"PWD"] = cwd
+        action = Action(
+            command=command,
+            cwd=cwd,
+            env=tuple(sorted(env.items())),
+            umask=DEFAULT_UMASK if request.umask is None else request.umask,
+            user=request.user or spec.user,
+            stdin_digest=request.stdin_digest,
+            snapshot_id=world.tree.snapshot_id,
+            timeout_s=request.timeout_s,
+            pty=request.pty is not None,
+            profile=spec.profile,
+            network=spec.network,
+        )
+        return action, None, request.kind
+
+    # -- while it runs -------------------------------------------------------------------------
+
+    async def _feed(self, world: World, exec_: Exec, digest: str) -> None:
+        """Give a recorded standard input to a command."""
+        offset = 0
+        with await asyncio.to_thread(self._store.open, digest) as source:
+            while chunk := await asyncio.to_thread(source.read, 1 << 16):
+                taken = await world.init.write_stdin(exec_.exec_id, offset, chunk, eof=False)
+                offset += len(chunk)
+                if taken.closed:
+                    return
+        await world.init.write_stdin(exec_.exec_id, offset, b"", eof=True)
+
+    async def write_stdin(
+        self, world: World, exec_id: str, offset: int, data: bytes, *, eof: bool
+    ) -> int:
+        """Write to an exec's standard input; returns the bytes taken so far.
+
+        Raises:
+            ServiceError: EXEC_NOT_FOUND, STDIN_CLOSED, OFFSET_BEYOND_END.
+        """
+        exec_ = self.get(world, exec_id)
+        if not exec_.stdin_pipe:
+            raise ServiceError(
+                "STDIN_CLOSED",
+                f"exec {exec_id} was started without a standard input; ask for STDIN_MODE_PIPE",
+            )
+        if offset > exec_.stdin_received:
+            raise ServiceError(
+                "OFFSET_BEYOND_END",
+                f"offset {offset} of standard input is beyond the {exec_.stdin_received} bytes "
+                "received; send the bytes between first",
+            )
+        fresh = data[exec_.stdin_received - offset :]
+        if exec_.phase != "running":
+            raise ServiceError("STDIN_CLOSED", f"exec {exec_id} has ended")
+        if fresh and not exec_.start.action.pty:
+            with (exec_.directory / _STDIN_FILE).open("ab") as kept:
+                kept.write(fresh)
+        begin = exec_.stdin_received
+        exec_.stdin_received += len(fresh)
+        try:
+            await world.init.write_stdin(exec_id, begin, fresh, eof=eof)
+        except InitGone as error:
+            raise ServiceError("STDIN_CLOSED", f"exec {exec_id} has ended") from error
+        return exec_.stdin_received
+
+    async def signal(self, world: World, exec_id: str, number: int, *, tree: bool) -> None:
+        """Signal an exec; one that has ended is left alone. Raises ServiceError EXEC_NOT_FOUND."""
+        exec_ = self.get(world, exec_id)
+        if exec_.phase == "running":
+            exec_.killed_by_user = True
+            await world.init.signal(exec_id, number, tree=tree)
+
+    async def resize(self, world: World, exec_id: str, rows: int, columns: int) -> None:
+        """Change the size of an exec's terminal. Raises ServiceError EXEC_NOT_FOUND, NO_PTY."""
+        exec_ = self.get(world, exec_id)
+        if not exec_.start.action.pty:
+            raise ServiceError("NO_PTY", f"exec {exec_id} has no terminal; start it with one")
+        if exec_.phase == "running":
+            await world.init.resize(exec_id, rows, columns)
+
+    # -- finding -------------------------------------------------------------------------------
+
+    def get(self, world: World, exec_id: str) -> Exec:
+        """The exec. Raises ServiceError EXEC_NOT_FOUND."""
+        exec_ = self._find(world, exec_id)
+        if exec_ is None:
+            raise ServiceError(
+                "EXEC_NOT_FOUND", f"world {world.spec.world_id} has no exec {exec_id!r}"
+            )
+        return exec_
+
+    def all(self, world: World) -> list[Exec]:
+        """The execs of a world, oldest first."""
+        known = self._execs.get(world.spec.world_id, {}).values()
+        return sorted(known, key=lambda exec_: exec_.start.start_time)
+
+    def _find(self, world: World, exec_id: str) -> Exec | None:
+        return self._execs.get(world.spec.world_id, {}).get(exec_id)
+
+    # -- ending --------------------------------------------------------------------------------
+
+    def _on_event(self, world: World, event: InitEvent) -> None:
+        exec_ = self._find(world, event.exec_id)
+        if exec_ is None:
+            return
+        if event.exited is None:
+            exec_.wake_readers()
+        elif exec_.phase == "running":
+            exec_.phase = "recording"
+            self._track(self._finish(world, exec_, Ended.of(event.exited, exec_.killed_by_user)))
+
+    async def _on_lost(self, world: World) -> None:
+        """The world's init is gone: its execs have ended, nobody saw how."""
+        for exec_ in self.all(world):
+            if exec_.phase == "running":
+                exec_.phase = "recording"
+                await self._finish(world, exec_, Ended.lost())
+
+    async def end_all(self, world: World) -> None:
+        """Record the execs that a removal of the world has ended."""
+        for exec_ in self.all(world):
+            if exec_.phase == "running":
+                exec_.phase = "recording"
+                await self._finish(world, exec_, Ended.removed())
+            await exec_.done.wait()
+        self._execs.pop(world.spec.world_id, None)
+
+    async def _finish(self, world: World, exec_: Exec, ended: Ended) -> None:
+        exec_.phase = "recording"
+        exec_.wake_readers()
+        try:
+            exec_.record = await self._recorder.record(world, exec_.start, exec_.directory, ended)
+        finally:
+            world.running -= 0 if ended.never_ran else 1
+            exec_.phase = "finished"
+            exec_.done.set()
+            exec_.wake_readers()
+            world.touch()
+        if not ended.never_ran and not world.lost and not world.removing:
+            await world.init.forget(exec_.exec_id)
+
+    def _track(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+        task.add_done_callback(_report)
+
+    async def drain(self) -> None:
+        """Wait until everything that has ended is recorded."""
+        while self._recording:
+            await asyncio.gather(*self._recording, return_exceptions=True)
+
+    # -- finding again -------------------------------------------------------------------------
+
+    async def recover(self, living: list[World], dead: list[Path]) -> None:
+        """Take over the execs that an earlier host process left, and record those that ended."""
+        for world in living:
+            states = {state.exec_id: state for state in await world.init.status()}
+            for exec_ in self._read_execs(world.directory):
+                self._execs.setdefault(world.spec.world_id, {})[exec_.exec_id] = exec_
+                state = states.get(exec_.exec_id)
+                if exec_.phase == "finished":
+                    if state is not None and state.phase is ExecPhase.EXITED:
+                        await world.init.forget(exec_.exec_id)
+                    continue
+                world.running += 1
+                if state is None:
+                    self._track(self._finish(world, exec_, Ended.lost()))
+                elif state.phase is ExecPhase.EXITED:
+                    self._track(self._finish(world, exec_, Ended.of(state, False)))
+                else:
+                    exec_.pid = state.pid
+        for directory in dead:
+            await self._recorder.record_dead(
+                directory, [exec_ for exec_ in self._read_execs(directory) if not exec_.record]
+            )
+
+    def _read_execs(self, directory: Path) -> list[Exec]:
+        found = []
+        for exec_directory in sorted((directory / "execs").iterdir()):
+            try:
+                line = json.loads((exec_directory / _EXEC_FILE).read_bytes())
+                exec_ = Exec(start_from_line(line), exec_directory)
+            except (OSError, ValueError) as error:
+                log.warning("exec %s was not started (%s)", exec_directory.name, error)
+                continue
+            exec_.record = self._reader.find_span(exec_.start.span_id)
+            if exec_.record is not None:
+                exec_.phase = "finished"
+                exec_.done.set()
+            stdin = exec_directory / _STDIN_FILE
+            if stdin.exists():
+                exec_.stdin_pipe = True
+                exec_.stdin_received = stdin.stat().st_size
+            found.append(exec_)
+        return found
+
+
+def _command(request: ExecRequest) -> Command:
+    if request.shell is not None:
+        shell = b"/bin/bash" if os.path.exists("/bin/bash") else b"/bin/sh"
+        return Command((shell, b"-c", request.shell), request.shell)
+    if not request.argv or not request.argv[0]:
+        raise InvalidField("argv", list(request.argv), "expected a program and its arguments")
+    return Command(request.argv)
+
+
+def _with_identity(start: SpanStart, world: World) -> Action:
+    """The command's own place in the trace, in its environment.
+
+    W3C traceparent as the OpenTelemetry environment carriers put it; the SUBSTRATE_ names are
+    those of the original format. A replay gives the recorded values again.
+    """
+    env = dict(start.action.env)
+    env.setdefault(b"TRACEPARENT", f"00-{start.trace_id}-{start.span_id}-01".encode())
+    env[b"SUBSTRATE_SESSION_ID"] = start.session_id.encode()
+    env[b"SUBSTRATE_PARENT_SPAN"] = start.span_id.encode()
+    env[b"SUBSTRATE_WORLD_ID"] = world.spec.world_id.encode()
+    return replace(start.action, env=tuple(sorted(env.items())))
+
+
+def _parent_of(traceparent: str) -> str | None:
+    parts = traceparent.split("-")
+    return parts[2] if len(parts) == 4 and len(parts[2]) == 16 else None
+
+
+def _boot_to_utc_ns() -> int:
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _write_exec_file(directory: Path, start: SpanStart) -> None:
+    scratch = directory / f"{_EXEC_FILE}.new"
+    scratch.write_bytes(compact_bytes(start_to_line(start)) + b"\n")
+    scratch.replace(directory / _EXEC_FILE)
+
+
+def _report(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("recording a step failed", exc_info=error)
+
+
+__all__ = ["Exec", "ExecRequest", "Execs", "InitExecState", "action_digest"]

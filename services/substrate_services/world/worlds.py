@@ -1,0 +1,571 @@
+"""The worlds of one host: made, found again, and taken down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pwd
+import shutil
+import stat
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.journal.codec import lifecycle_line
+from substrate_services.journal.jsontypes import JsonValue
+from substrate_services.journal.reader import JournalReader
+from substrate_services.journal.schema import FileFingerprint
+from substrate_services.journal.writer import Journal
+from substrate_services.objects.store import ObjectStore
+from substrate_services.world.backends.base import Backend, Box, BoxSpec
+from substrate_services.world.base_mounts import BaseMount, read_base_mounts
+from substrate_services.world.ids import new_id, new_trace_id
+from substrate_services.world.init_client import InitClient, InitEvent
+from substrate_services.world.inputs import get_inputs
+from substrate_services.world.layers import walk_directory
+from substrate_services.world.layout import Layout, LayoutRequest, make_layout
+from substrate_services.world.layout_file import load_layout, save_layout
+from substrate_services.world.profile import DEFAULT_PATH, allowed_env
+from substrate_services.world.project import Project, ProjectRefused, find_project
+from substrate_services.world.restore import (
+    Missing,
+    RestorePlan,
+    correct,
+    correction_directories,
+    fill_home,
+    fill_uppers,
+    plan_restore,
+)
+from substrate_services.world.snapshots import (
+    BaseRecord,
+    get_base,
+    get_fingerprints,
+    get_snapshot,
+    put_directory,
+)
+from substrate_services.world.spec import (
+    WorldSpec,
+    WorldState,
+    load_state,
+    save_state,
+    world_directory,
+)
+from substrate_services.world.tree import WorldTree
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOSTNAME = "substrate"
+DEFAULT_IDLE_TIMEOUT_S = 600.0
+_MISSING_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorldRequest:
+    """What a client asks for; see CreateWorldRequest in the contract."""
+
+    cwd: bytes
+    request_id: str = ""
+    session_id: str = ""
+    trace_id: str = ""
+    agent_id: str = ""
+    profile: str = "workspace"
+    caller_env: Mapping[bytes, bytes] = field(default_factory=dict)
+    env: Mapping[bytes, bytes] = field(default_factory=dict)
+    user: str = ""
+    network: tuple[str, ...] = ()
+    hostname: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    keep: bool = False
+    ttl_s: float | None = None
+    idle_timeout_s: float | None = None
+    policy_file: bytes | None = None
+    before_span_id: str | None = None
+    use_host_base: bool = False
+
+
+@dataclass(slots=True)
+class World:
+    """A world that this host process knows."""
+
+    state: WorldState
+    directory: Path
+    layout: Layout
+    tree: WorldTree
+    box: Box
+    init: InitClient
+    missing: tuple[Missing, ...] = ()
+    running: int = 0
+    lost: bool = False
+    removing: bool = False
+    last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def spec(self) -> WorldSpec:
+        """What was asked for."""
+        return self.state.spec
+
+    def touch(self) -> None:
+        """Note that somebody uses the world."""
+        self.last_used = time.monotonic()
+
+    def save(self) -> None:
+        """Write the world's file."""
+        save_state(self.directory, self.state)
+
+
+class NotRestorable(ServiceError):
+    """A recorded tree cannot be had on this host; ``missing`` says what of it."""
+
+    def __init__(self, span_id: str, missing: tuple[Missing, ...]) -> None:
+        first = missing[0]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        named = [
+            {"path": os.fsdecode(entry.path), "reason": entry.reason}
+            for entry in missing[:_MISSING_NAMED]
+        ]
+        super().__init__(
+            "NOT_RESTORABLE",
+            f"the tree before span {span_id} cannot be restored: {os.fsdecode(first.path)} "
+            f"({first.reason}){more}; put it back, or use the host's base knowingly",
+            {"missing": json.dumps(named, ensure_ascii=True), "count": str(len(missing))},
+        )
+        self.missing = missing
+
+
+OnEvent = Callable[[World, InitEvent], None]
+OnGone = Callable[[World], Awaitable[None]]
+
+
+class Worlds:
+    """Makes, keeps and removes worlds.
+
+    Args:
+        home: ``$SUBSTRATE_HOME``.
+        backend: puts inits into boxes.
+        store: the host's objects.
+        journal: the host's journal.
+        reader: reads the same journal.
+        preload_dir: directory with the telemetry library, shown in every world.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        backend: Backend,
+        store: ObjectStore,
+        journal: Journal,
+        reader: JournalReader,
+        preload_dir: Path,
+    ) -> None:
+        self._home = home
+        self._directory = home / "worlds"
+        self._backend = backend
+        self._store = store
+        self._journal = journal
+        self._reader = reader
+        self._preload_dir = preload_dir
+        self._worlds: dict[str, World] = {}
+        self._requests: dict[str, asyncio.Task[World]] = {}
+        self._background: set[asyncio.Task[object]] = set()
+        self.on_event: OnEvent = lambda _world, _event: None
+        self.on_lost: OnGone = _ignore
+
+    # -- finding -------------------------------------------------------------------------------
+
+    def get(self, world_id: str) -> World:
+        """The world. Raises ServiceError WORLD_NOT_FOUND."""
+        world = self._worlds.get(world_id)
+        if world is None or world.removing:
+            raise ServiceError(
+                "WORLD_NOT_FOUND",
+                f"there is no world {world_id!r} on this host; `substrate world list` shows them",
+            )
+        return world
+
+    def all(self) -> list[World]:
+        """The living worlds, oldest first."""
+        return sorted(self._worlds.values(), key=lambda world: world.spec.created_at)
+
+    # -- making --------------------------------------------------------------------------------
+
+    async def create(self, request: WorldRequest) -> World:
+        """Make a world; the same request_id gives the same world.
+
+        Raises:
+            ServiceError: PROJECT_REFUSED, NOT_BUILT, NOT_RESTORABLE, SPAN_NOT_FOUND.
+            BackendError: the box could not be made.
+        """
+        if not request.request_id:
+            return await self._create(request)
+        for world in self._worlds.values():
+            if world.spec.request_id == request.request_id:
+                return world
+        task = self._requests.get(request.request_id)
+        if task is None:
+            task = asyncio.create_task(self._create(request))
+            self._requests[request.request_id] = task
+            task.add_done_callback(lambda _done: self._requests.pop(request.request_id, None))
+        # One client going away must not take the world from another that asks for the same.
+        return await asyncio.shield(task)
+
+    async def _create(self, request: WorldRequest) -> World:
+        _refuse_what_is_not_built(request)
+        world_id = new_id("wld")
+        directory = world_directory(self._directory, world_id)
+        box: Box | None = None
+        try:
+            prepared = await asyncio.to_thread(self._prepare, request, world_id, directory)
+            box_made = asyncio.create_task(
+                self._backend.create(self._box_spec(prepared.spec, prepared.layout))
+            )
+            try:
+                # Fingerprints are taken while the kernel builds the box: neither needs the other.
+                await asyncio.to_thread(prepared.tree.begin, prepared.fingerprints)
+            finally:
+                box = await box_made
+            state = WorldState(
+                spec=prepared.spec,
+                first_snapshot=prepared.tree.snapshot_id,
+                snapshot_id=prepared.tree.snapshot_id,
+                inputs_digest=None,
+            )
+            world = await self._attach(state, directory, prepared.layout, prepared.tree, box)
+            world.missing = prepared.missing
+            await asyncio.to_thread(world.save)
+        except BaseException:
+            await asyncio.shield(self._discard(world_id, directory, box))
+            raise
+        self._worlds[world_id] = world
+        self._log("world_created", world, _created_detail(world))
+        if request.before_span_id is None:
+            self._in_background(asyncio.to_thread(world.tree.pin_project))
+        return world
+
+    def _prepare(self, request: WorldRequest, world_id: str, directory: Path) -> _Prepared:
+        """Resolve the request and lay the world out on disk."""
+        directory.mkdir(mode=0o700, parents=True)
+        (directory / "execs").mkdir()
+        login_home = _login_home()
+        mounts = read_base_mounts()
+        plan: RestorePlan | None = None
+        home = request.caller_env.get(b"HOME", b"") or login_home
+        if request.before_span_id is not None:
+            plan = self._plan(request, mounts)
+            project, home, login_home = plan.base.project, plan.base.home, plan.base.login_home
+            cwd = request.cwd or b"/"
+        else:
+            cwd = os.path.realpath(request.cwd or b"/")
+            homes = tuple(dict.fromkeys((os.path.realpath(home), login_home)))
+            try:
+                project = find_project(cwd, homes, os.fsencode(self._home))
+            except ProjectRefused as error:
+                raise ServiceError("PROJECT_REFUSED", str(error)) from error
+        corrections = correction_directories(plan, directory) if plan is not None else {}
+        per_directory = self._backend.capabilities().overlay == "per-top-level-directory"
+        layout = make_layout(
+            LayoutRequest(
+                directory=directory,
+                substrate_home=os.fsencode(self._home),
+                home=home,
+                login_home=login_home,
+                project=project,
+                base=mounts,
+                per_directory=per_directory,
+                preload_dir=os.fsencode(self._preload_dir),
+                corrections=corrections,
+            )
+        )
+        save_layout(directory, layout)
+        if plan is not None:
+            correct(self._store, plan, layout, corrections)
+            fill_home(self._store, plan, directory / "fixtures" / "home")
+            fill_uppers(self._store, plan, layout)
+        base = BaseRecord(
+            mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
+            project=project,
+            home=home,
+            login_home=login_home,
+            home_skeleton=put_directory(
+                self._store,
+                walk_directory(os.fsencode(directory / "fixtures" / "home"), self._keep),
+            ),
+            fingerprints=None,
+            per_directory=per_directory,
+        )
+        hidden = (os.fsencode(self._home),)
+        spec = WorldSpec(
+            world_id=world_id,
+            session_id=request.session_id or new_id("ses"),
+            trace_id=request.trace_id or new_trace_id(),
+            agent_id=request.agent_id,
+            request_id=request.request_id,
+            profile=request.profile,
+            project=project,
+            cwd=_cwd_in_world(cwd, project, layout),
+            home=home,
+            login_home=login_home,
+            env=_world_env(request, layout),
+            user=request.user,
+            network=request.network,
+            hostname=request.hostname or DEFAULT_HOSTNAME,
+            labels=request.labels,
+            keep=request.keep,
+            created_at=time.time(),
+            expires_at=time.time() + request.ttl_s if request.ttl_s is not None else None,
+            idle_timeout_s=request.idle_timeout_s,
+            policy_file=request.policy_file,
+            restored_from=request.before_span_id,
+            corrections=tuple(sorted(corrections.items())),
+        )
+        return _Prepared(
+            spec=spec,
+            layout=layout,
+            tree=WorldTree(layout, self._store, base, hidden),
+            fingerprints=plan.fingerprints if plan is not None else None,
+            missing=plan.missing if plan is not None else (),
+        )
+
+    def _plan(self, request: WorldRequest, mounts: tuple[BaseMount, ...]) -> RestorePlan:
+        span_id = request.before_span_id or ""
+        record = self._reader.find_span(span_id)
+        if record is None:
+            raise ServiceError(
+                "SPAN_NOT_FOUND",
+                f"no span {span_id!r} is recorded here; `substrate trace ls` shows them",
+            )
+        if record.action.snapshot_id is None:
+            raise ServiceError(
+                "NOT_RESTORABLE",
+                f"span {span_id} has no snapshot: it was denied and never ran",
+            )
+        plan = plan_restore(
+            self._store,
+            record.action.snapshot_id,
+            get_inputs(self._store, record.inputs_digest),
+            mounts,
+            (os.fsencode(self._home),),
+        )
+        if plan.missing and not request.use_host_base:
+            raise NotRestorable(span_id, plan.missing)
+        return plan
+
+    def _box_spec(self, spec: WorldSpec, layout: Layout) -> BoxSpec:
+        mapping = self._backend.capabilities().id_mapping
+        return BoxSpec(
+            world_id=spec.world_id,
+            mounts=layout.mounts,
+            hostname=spec.hostname,
+            id_mapping="range" if mapping == "range" else "caller",
+        )
+
+    async def _attach(
+        self, state: WorldState, directory: Path, layout: Layout, tree: WorldTree, box: Box
+    ) -> World:
+        holder: list[World] = []
+
+        def on_event(event: InitEvent) -> None:
+            if holder:
+                self.on_event(holder[0], event)
+
+        def on_gone() -> None:
+            if holder and not holder[0].removing:
+                holder[0].lost = True
+                self._in_background(self.on_lost(holder[0]))
+
+        init = await InitClient.connect(box.channel_fd, on_event=on_event, on_gone=on_gone)
+        world = World(state, directory, layout, tree, box, init)
+        holder.append(world)
+        return world
+
+    # -- finding again -------------------------------------------------------------------------
+
+    async def recover(self) -> tuple[list[World], list[Path]]:
+        """Take over what an earlier host process left.
+
+        Returns:
+            The worlds that live on, and the directories of those whose init is gone.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        boxes = {box.world_id: box for box in await self._backend.adopt()}
+        living: list[World] = []
+        dead: list[Path] = []
+        for directory in sorted(self._directory.iterdir()):
+            box = boxes.pop(directory.name, None)
+            try:
+                state = await asyncio.to_thread(load_state, directory)
+            except (OSError, ValueError) as error:
+                # Made half-way when the host died: nobody was told of it, nothing is lost.
+                log.warning("world %s was not finished (%s); removing it", directory.name, error)
+                await self._discard(directory.name, directory, box)
+                continue
+            if box is None:
+                dead.append(directory)
+                continue
+            layout, tree = await asyncio.to_thread(self._reload, state, directory)
+            world = await self._attach(state, directory, layout, tree, box)
+            self._worlds[state.spec.world_id] = world
+            living.append(world)
+        for world_id, box in boxes.items():
+            await self._discard(world_id, world_directory(self._directory, world_id), box)
+        return living, dead
+
+    def reload_dead(self, directory: Path) -> tuple[WorldState, Layout, WorldTree]:
+        """A world without a box, so that its last steps can be recorded."""
+        state = load_state(directory)
+        layout, tree = self._reload(state, directory)
+        return state, layout, tree
+
+    def _reload(self, state: WorldState, directory: Path) -> tuple[Layout, WorldTree]:
+        base = get_base(self._store, get_snapshot(self._store, state.snapshot_id).base)
+        layout = load_layout(directory)
+        tree = WorldTree(layout, self._store, base, (os.fsencode(self._home),))
+        fingerprints = get_fingerprints(self._store, base.fingerprints) if base.fingerprints else {}
+        pins = dict(get_inputs(self._store, state.inputs_digest).pins)
+        tree.resume(state.first_snapshot, state.snapshot_id, fingerprints, pins)
+        return layout, tree
+
+    # -- taking down ---------------------------------------------------------------------------
+
+    async def remove(self, world_id: str, finish: Callable[[World], Awaitable[None]]) -> None:
+        """End everything in a world and take it down. Removing a removed world succeeds.
+
+        Args:
+            world_id: the world.
+            finish: records the execs that this ends; called when nothing runs any more and the
+                layers are still there.
+        """
+        world = self._worlds.get(world_id)
+        if world is None or world.removing:
+            return
+        world.removing = True
+        await self._backend.remove(world_id)
+        await finish(world)
+        await world.init.close()
+        _close(world.box)
+        self._worlds.pop(world_id, None)
+        self._log("world_removed", world, {})
+        await asyncio.to_thread(remove_tree, world.directory)
+
+    async def _discard(self, world_id: str, directory: Path, box: Box | None) -> None:
+        await self._backend.remove(world_id)
+        if box is not None:
+            _close(box)
+        await asyncio.to_thread(remove_tree, directory)
+
+    async def close(self) -> None:
+        """Let go of the worlds; they live on."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for world in self._worlds.values():
+            await world.init.close()
+            _close(world.box)
+        self._worlds.clear()
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _keep(self, path: bytes, _status: os.stat_result) -> str:
+        return self._store.put_file(path)
+
+    def _log(self, event_type: str, world: World, detail: Mapping[str, JsonValue]) -> None:
+        self._journal.append(
+            lifecycle_line(
+                event_type,
+                session_id=world.spec.session_id,
+                world_id=world.spec.world_id,
+                agent_id=world.spec.agent_id,
+                detail=detail,
+            )
+        )
+
+    def _in_background(self, work: Awaitable[object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(_report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    spec: WorldSpec
+    layout: Layout
+    tree: WorldTree
+    fingerprints: dict[bytes, FileFingerprint] | None
+    missing: tuple[Missing, ...]
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a world's directory; overlays leave directories behind that nobody may enter."""
+
+    def open_and_retry(function: Callable[[str], object], path: str, _error: object) -> None:
+        for part in (os.path.dirname(path), path):
+            if os.path.isdir(part) and not os.path.islink(part):
+                os.chmod(part, stat.S_IRWXU)
+        function(path)
+
+    if directory.exists():
+        shutil.rmtree(directory, onerror=open_and_retry)
+
+
+def _refuse_what_is_not_built(request: WorldRequest) -> None:
+    if request.profile not in ("", "workspace"):
+        raise InvalidField("profile", request.profile, 'expected "workspace"')
+    if request.network and request.network != ("none",):
+        raise ServiceError(
+            "NOT_BUILT",
+            f"network rule {request.network[0]!r} is not built yet: a world has no network; "
+            "fetch what is needed on the host, into the project, first",
+        )
+
+
+def _login_home() -> bytes:
+    try:
+        return os.fsencode(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a uid without an entry, as in many containers
+        return b"/nonexistent"
+
+
+def _cwd_in_world(cwd: bytes, project: Project | None, layout: Layout) -> bytes:
+    if project is None and layout.home != cwd and os.path.realpath(layout.home) == cwd:
+        return layout.home
+    return cwd
+
+
+def _world_env(request: WorldRequest, layout: Layout) -> tuple[tuple[bytes, bytes], ...]:
+    env = allowed_env(request.caller_env)
+    env.setdefault(b"PATH", DEFAULT_PATH)
+    env.setdefault(b"LANG", b"C.UTF-8")
+    env[b"HOME"] = layout.home
+    env.update(request.env)
+    return tuple(sorted(env.items()))
+
+
+def _created_detail(world: World) -> dict[str, JsonValue]:
+    spec = world.spec
+    return {
+        "profile": spec.profile,
+        "project": os.fsdecode(spec.project.root) if spec.project else None,
+        "network": list(spec.network),
+        "snapshot_id": world.state.snapshot_id,
+        "restored_from": spec.restored_from,
+        "keep": spec.keep,
+    }
+
+
+def _close(box: Box) -> None:
+    for descriptor in (box.segments_fd, box.pidfd):
+        os.close(descriptor)
+
+
+async def _ignore(_world: World) -> None:
+    return None
+
+
+def _report(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background work failed", exc_info=error)
