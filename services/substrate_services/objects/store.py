@@ -28,6 +28,7 @@ import zstandard
 
 from substrate_services.objects.errors import (
     ObjectCorrupt,
+    ObjectError,
     ObjectMissing,
     ObjectStoreFull,
     ObjectTooLarge,
@@ -36,6 +37,7 @@ from substrate_services.objects.errors import (
 _CHUNK_BYTES = 1 << 18
 _ONE_SHOT_BYTES = 1 << 20  # files up to here are read whole: hashed first, written only if new
 _LEVEL = 3
+_KNOWN_LIMIT = 1 << 16
 _HEADER_BYTES = 18  # the longest zstd frame header
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -65,7 +67,7 @@ class ObjectStore:
         self._root = os.fsencode(root)
         self._lock = threading.Lock()
         self._pending: list[bytes] = []  # paths put and not yet synced
-        self._directories: set[str] = set()
+        self._known: set[str] = set()  # digests of objects known to be whole
         self._sync_lock = threading.Lock()
         # A host that was killed may have left objects that never reached the disk, and a put of
         # the same bytes now adds nothing to _pending: so the first sync always syncs.
@@ -84,13 +86,13 @@ class ObjectStore:
         """
         digest = blake3.blake3(data).hexdigest()
         path = self._path(digest)
-        if not _holds(path, len(data)):
+        if not self._holds(digest, path):
             frame = _compressor().compress(data)
             with self._scratch(digest) as (fd, scratch):
                 view = memoryview(frame)
                 while view:
                     view = view[os.write(fd, view) :]
-                self._keep(scratch, path)
+                self._keep(scratch, digest, path)
         return digest
 
     def put_file(self, source: Path | str | bytes | int, *, limit_bytes: int | None = None) -> str:
@@ -124,18 +126,16 @@ class ObjectStore:
     def _put_stream(self, source: int, regular: bool, limit_bytes: int | None) -> str:
         hasher = blake3.blake3()
         compressor = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
-        size = 0
         with self._scratch("stream") as (fd, scratch):
             # The size is not promised in the frame: a file may change while it is read.
             for chunk in _chunks(source, regular, limit_bytes):
                 hasher.update(chunk)
-                size += len(chunk)
                 _write_all(fd, compressor.compress(chunk))
             _write_all(fd, compressor.flush())
             digest = hasher.hexdigest()
             path = self._path(digest)
-            if not _holds(path, size):
-                self._keep(scratch, path)
+            if not self._holds(digest, path):
+                self._keep(scratch, digest, path)
         return digest
 
     def sync(self) -> None:
@@ -255,15 +255,39 @@ class ObjectStore:
             self._raise_if_full(error)
             raise
 
-    def _keep(self, scratch: bytes, path: bytes) -> None:
-        directory = path[len(self._root) + 1 : len(self._root) + 3].decode()
-        if directory not in self._directories:
+    def _holds(self, digest: str, path: bytes) -> bool:
+        """Whether the object is there, and whole.
+
+        A power cut may leave the name of an unsynced object with a part of its data or none. So
+        an object that this store has not written or read to its end itself is read before it is
+        taken for good; one that is damaged gets written again.
+        """
+        if digest in self._known:
+            return os.path.exists(path)
+        try:
+            with contextlib.closing(self.open(digest)) as reader:
+                while reader.read(_CHUNK_BYTES):
+                    pass
+        except ObjectError:
+            return False
+        self._remember(digest)
+        return True
+
+    def _remember(self, digest: str) -> None:
+        if len(self._known) >= _KNOWN_LIMIT:
+            self._known.clear()
+        self._known.add(digest)
+
+    def _keep(self, scratch: bytes, digest: str, path: bytes) -> None:
+        try:
+            os.rename(scratch, path)
+        except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.dirname(path), 0o700)
-            self._directories.add(directory)
-        os.rename(scratch, path)
+            os.rename(scratch, path)
         with self._lock:
             self._pending.append(path)
+            self._remember(digest)
 
     def _syncfs(self) -> None:
         if _libc.syncfs(self._root_fd) != 0:
@@ -341,21 +365,6 @@ def _header(path: bytes) -> bytes | None:
         return os.pread(fd, _HEADER_BYTES, 0)
     finally:
         os.close(fd)
-
-
-def _holds(path: bytes, size: int) -> bool:
-    """Whether an object of this size is there already.
-
-    The header is looked at because a power cut may leave the name of an unsynced object with no
-    data behind it; such a file must be written again, not taken for the object.
-    """
-    header = _header(path)
-    if header is None:
-        return False
-    try:
-        return zstandard.frame_content_size(header) in (size, -1)
-    except zstandard.ZstdError:
-        return False
 
 
 def _open_regular(path: Path | str | bytes) -> int:
