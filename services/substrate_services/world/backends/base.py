@@ -109,6 +109,7 @@ class Box:
     channel_fd: int  # SOCK_SEQPACKET to the init
     segments_fd: int  # directory of the segment tmpfs
     pidfd: int
+    id_base: int = 0  # the host's uid for the box's uid 0, with id_mapping "range"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,9 @@ class Backend(Protocol):
     async def remove(self, world_id: str) -> None:
         """Kill everything in the box and unmount it. Idempotent."""
 
-    def capabilities(self) -> BackendCapabilities: ...
+    def capabilities(self) -> BackendCapabilities:
+        """What this host can do; known after :meth:`start`."""
+        ...
 
     async def close(self) -> None:
         """Let go of the boxes without ending them."""

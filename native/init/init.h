@@ -1,0 +1,196 @@
+/*
+ * substrate-init: pid 1 of a box. Starts execs, moves their input and output, knows how they ended.
+ *
+ * Single-threaded, one epoll loop, and nothing in it waits: not for the host, which may be gone for
+ * a while, and not for a program, which may be hostile. What is known about an exec stays until the
+ * host says FORGET.
+ */
+#ifndef SUBSTRATE_INIT_H
+#define SUBSTRATE_INIT_H
+
+#define _GNU_SOURCE
+
+#include "wire.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+#include <time.h>
+
+#define EXECS_MAX 16384u
+#define MS 1000000ull
+
+/* ---- what init knows about itself ------------------------------------------------------------ */
+
+struct self {
+    int channel;     /* to the host */
+    int cgroup_fd;   /* the box's cgroup directory; -1: subreaper mode */
+    int last_pid_fd; /* /proc/sys/kernel/ns_last_pid; -1: not settable */
+    bool single_id;  /* only the caller's id is mapped (rootless) */
+    uint64_t pid_namespace;
+};
+extern struct self self;
+
+static inline uint64_t clock_ns(clockid_t clock) {
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+/* ---- request.c: START, parsed ---------------------------------------------------------------- */
+
+struct start {
+    struct sub_start head;
+    char exec_id[SUB_ID_MAX + 1];
+    char *cwd, *user;
+    char **argv, **env;
+    struct sub_rlimit *rlimits;
+};
+
+bool start_parse(struct start *start, const uint8_t *payload, size_t length);
+void start_release(struct start *start);
+
+/* ---- execs.c --------------------------------------------------------------------------------- */
+
+enum dirty { DIRTY_OUTPUT = 1, DIRTY_EXITED = 2, DIRTY_STDIN = 4 };
+
+struct input {
+    uint8_t *data; /* SUB_STDIN_WINDOW bytes, allocated on first use */
+    size_t begin, end;
+    uint64_t received, written;
+    bool eof, closed;
+};
+
+struct exec {
+    struct sub_state state; /* its exec_id is padded, `id` is terminated */
+    char id[SUB_ID_MAX + 1];
+    uint32_t index, sequence;
+    pid_t main_pid;       /* 0 when reaped */
+    pid_t supervisor_pid; /* subreaper mode; 0 when reaped */
+    int outputs[3];       /* stdout, stderr, terminal; -1 when ended */
+    int stdin_fd;
+    int status_fd; /* SPAWN_FAILURE from the child; ends at execve */
+    int supervisor_fd;
+    int log_fd;
+    int cgroup_fd;
+    uint64_t output_limit, output_kept;
+    uint64_t deadline_ns; /* monotonic; 0: none */
+    uint64_t ending_since_ns, kill_scan_ns;
+    uint64_t last_note_ns;
+    struct input input;
+    uint32_t start_request;
+    uint32_t watched; /* epoll events wanted on stdin_fd */
+    uint8_t dirty;
+    bool is_pty;
+    bool main_exited, timed_out, killed, cgroup_gone;
+    bool forgotten; /* only drains what background processes still write */
+};
+
+void execs_start(uint32_t request, struct sub_packet *packet);
+struct exec *execs_find(const char *id); /* exec_id[64], need not be terminated */
+struct exec *execs_at(uint32_t index);
+size_t execs_count(void);
+void execs_forget(struct exec *exec);
+void execs_read_status(struct exec *exec);
+void execs_read_supervisor(struct exec *exec);
+void execs_reap(void);
+int execs_tick(void); /* deadlines; milliseconds until the next, or -1 */
+int execs_signal(struct exec *exec, int signo, uint32_t scope);
+extern uint32_t execs_high; /* one more than the highest index in use */
+
+/* ---- spawn.c, child.c, supervisor.c ---------------------------------------------------------- */
+
+struct spawn_failure {
+    int32_t error;
+    uint32_t stage;
+};
+
+struct stdio {
+    int fds[3];     /* the child's ends */
+    int pty_master; /* -1 without a terminal */
+};
+
+struct supervisor_report {
+    uint32_t kind; /* 1: started, 2: main ended */
+    int32_t pid;
+    int32_t wait_status;
+    struct rusage usage;
+};
+
+/* Fills pid, descriptors; 0 or -1 with errno. */
+int spawn(struct exec *exec, const struct start *start);
+_Noreturn void child_run(const struct start *start, const struct stdio *stdio, int status_fd);
+_Noreturn void supervisor_run(const struct start *start, const struct stdio *stdio, int status_fd,
+                              int report_fd);
+void set_last_pid(int64_t last_pid);
+
+/* ---- users.c --------------------------------------------------------------------------------- */
+
+#define GROUPS_MAX 256
+
+struct identity {
+    uid_t uid;
+    gid_t gid;
+    gid_t groups[GROUPS_MAX];
+    size_t group_count;
+};
+
+/* 0, or an errno: ENOENT no such user or group. Reads the box's /etc/passwd and /etc/group. */
+int identity_find(const struct start *start, struct identity *identity);
+
+/* ---- seccomp.c, builtin.c -------------------------------------------------------------------- */
+
+void seccomp_prepare(void);
+int seccomp_apply(void);
+/* Runs argv[0] as a file operation; never returns. Its exit status is the errno, 0 for success. */
+_Noreturn void builtin_run(char **argv);
+bool builtin_exists(const char *name);
+
+/* ---- output.c -------------------------------------------------------------------------------- */
+
+void output_read(struct exec *exec, int stream);
+void output_drain(struct exec *exec);
+bool output_is_open(const struct exec *exec);
+
+/* ---- input.c --------------------------------------------------------------------------------- */
+
+int input_add(struct exec *exec, uint64_t offset, const uint8_t *data, size_t length, bool eof);
+void input_write(struct exec *exec);
+void input_close(struct exec *exec);
+
+/* ---- tree.c ---------------------------------------------------------------------------------- */
+
+int tree_make(struct exec *exec);
+void tree_remove(struct exec *exec);
+int tree_signal(struct exec *exec, int signo);
+uint32_t tree_count(struct exec *exec);
+/* Every process of the box, with the exec it belongs to. */
+size_t tree_list(struct sub_proc *out, size_t room, bool *truncated);
+uint64_t process_start_ticks(pid_t pid);
+void tree_kill_strays(void);
+
+/* ---- channel.c ------------------------------------------------------------------------------- */
+
+void channel_reply(uint16_t type, uint32_t request, const void *payload, size_t length);
+void channel_error(uint32_t request, int error, const char *text);
+void channel_read(void);
+int channel_flush(void); /* milliseconds until it should be called again, or -1 */
+
+/* ---- loop (main.c) --------------------------------------------------------------------------- */
+
+enum watch_kind {
+    WATCH_CHANNEL = 1,
+    WATCH_SIGNALS,
+    WATCH_OUT, /* + stream index */
+    WATCH_ERR,
+    WATCH_PTY,
+    WATCH_STDIN,
+    WATCH_STATUS,
+    WATCH_SUPERVISOR,
+};
+
+int loop_watch(int fd, enum watch_kind kind, uint32_t index, uint32_t events);
+int loop_change(int fd, enum watch_kind kind, uint32_t index, uint32_t events);
+
+#endif

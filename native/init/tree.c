@@ -1,0 +1,218 @@
+/*
+ * Everything an exec has started: its cgroup, or what is below its supervisor. Both views also
+ * serve signals and counting.
+ */
+#include "init.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+
+static void cgroup_name(const struct exec *exec, char *out, size_t room) {
+    snprintf(out, room, "e%u", exec->sequence);
+}
+
+int tree_make(struct exec *exec) {
+    if (self.cgroup_fd < 0)
+        return 0;
+    char name[32];
+    cgroup_name(exec, name, sizeof name);
+    if (mkdirat(self.cgroup_fd, name, 0700) && errno != EEXIST)
+        return -1;
+    exec->cgroup_fd = openat(self.cgroup_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return exec->cgroup_fd < 0 ? -1 : 0;
+}
+
+/* Succeeds once nobody is left in it; tried again whenever somebody dies. */
+void tree_remove(struct exec *exec) {
+    if (exec->cgroup_fd < 0 || exec->cgroup_gone)
+        return;
+    char name[32];
+    cgroup_name(exec, name, sizeof name);
+    if (unlinkat(self.cgroup_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT) {
+        exec->cgroup_gone = true;
+        sub_close_fd(&exec->cgroup_fd);
+    }
+}
+
+/* ---- /proc ----------------------------------------------------------------------------------- */
+
+struct process {
+    pid_t pid, ppid;
+    char state;
+    uint64_t start_ticks;
+    char comm[16];
+};
+
+static bool read_process(pid_t pid, struct process *out) {
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    SUB_AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (got <= 0)
+        return false;
+    text[got] = 0;
+    char *name = strchr(text, '('), *end = strrchr(text, ')'); /* comm may hold anything */
+    if (!name || !end || end < name)
+        return false;
+    memset(out, 0, sizeof *out);
+    out->pid = pid;
+    size_t length = (size_t)(end - name - 1);
+    memcpy(out->comm, name + 1, length < sizeof out->comm ? length : sizeof out->comm - 1);
+    unsigned long long ticks = 0;
+    int fields = sscanf(end + 1,
+                        " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
+                        "%*d %llu",
+                        &out->state, &out->ppid, &ticks);
+    out->start_ticks = ticks;
+    return fields == 3;
+}
+
+uint64_t process_start_ticks(pid_t pid) {
+    struct process process;
+    return read_process(pid, &process) ? process.start_ticks : 0;
+}
+
+static size_t scan(struct process *out, size_t room) {
+    DIR *dir = opendir("/proc");
+    size_t count = 0;
+    for (struct dirent *entry; dir && count < room && (entry = readdir(dir));) {
+        int pid = atoi(entry->d_name);
+        if (pid > 0 && read_process(pid, &out[count]))
+            count++;
+    }
+    if (dir)
+        closedir(dir);
+    return count;
+}
+
+#define SCAN_MAX 8192
+static struct process table[SCAN_MAX];
+
+/* Marks what is below `root` in `table`; parents may come after their children. */
+static size_t descendants(pid_t root, size_t count, bool *below) {
+    size_t found = 0;
+    memset(below, 0, count * sizeof *below);
+    for (bool grew = true; grew;) {
+        grew = false;
+        for (size_t i = 0; i < count; i++) {
+            bool is = table[i].ppid == root;
+            for (size_t j = 0; !is && j < count; j++)
+                is = below[j] && table[j].pid == table[i].ppid;
+            if (is && !below[i]) {
+                below[i] = grew = true;
+                found++;
+            }
+        }
+    }
+    return found;
+}
+
+/* ---- members --------------------------------------------------------------------------------- */
+
+typedef void visit(pid_t pid, void *context);
+
+static uint32_t visit_cgroup(struct exec *exec, visit *each, void *context) {
+    if (exec->cgroup_fd < 0)
+        return 0;
+    int fd = openat(exec->cgroup_fd, "cgroup.procs", O_RDONLY | O_CLOEXEC);
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
+    uint32_t count = 0;
+    char line[32];
+    while (file && fgets(line, sizeof line, file)) {
+        count++;
+        if (each && atoi(line) > 1)
+            each(atoi(line), context);
+    }
+    if (file)
+        fclose(file);
+    return count;
+}
+
+static uint32_t visit_descendants(struct exec *exec, visit *each, void *context) {
+    static bool below[SCAN_MAX];
+    uint32_t living = 0;
+    if (!exec->supervisor_pid)
+        return 0;
+    size_t count = scan(table, SCAN_MAX);
+    descendants(exec->supervisor_pid, count, below);
+    for (size_t i = 0; i < count; i++) {
+        if (!below[i] || table[i].state == 'Z')
+            continue;
+        living++;
+        if (each)
+            each(table[i].pid, context);
+    }
+    return living;
+}
+
+static uint32_t visit_members(struct exec *exec, visit *each, void *context) {
+    return self.cgroup_fd >= 0 ? visit_cgroup(exec, each, context)
+                               : visit_descendants(exec, each, context);
+}
+
+uint32_t tree_count(struct exec *exec) {
+    return visit_members(exec, NULL, NULL);
+}
+
+static void send_signal(pid_t pid, void *context) {
+    kill(pid, *(int *)context);
+}
+
+int tree_signal(struct exec *exec, int signo) {
+    if (signo == SIGKILL && exec->cgroup_fd >= 0) {
+        SUB_AUTO_FD fd = openat(exec->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+        if (fd >= 0 && write(fd, "1", 1) == 1)
+            return 0;
+    }
+    return visit_members(exec, send_signal, &signo) ? 0 : ESRCH;
+}
+
+/* Orphans of a supervisor that was killed come to us; nobody else's children are ours. */
+void tree_kill_strays(void) {
+    size_t count = scan(table, SCAN_MAX);
+    for (size_t i = 0; i < count; i++) {
+        bool known = table[i].ppid != 1;
+        struct exec *exec;
+        for (uint32_t at = 0; !known && at < execs_high; at++)
+            known = (exec = execs_at(at)) && exec->supervisor_pid == table[i].pid;
+        if (!known && table[i].pid > 1)
+            kill(table[i].pid, SIGKILL);
+    }
+}
+
+/* ---- listing --------------------------------------------------------------------------------- */
+
+struct owner {
+    struct sub_proc *list;
+    size_t count;
+    const char *id;
+};
+
+static void set_owner(pid_t pid, void *context) {
+    struct owner *owner = context;
+    for (size_t i = 0; i < owner->count; i++)
+        if (owner->list[i].pid == pid)
+            memcpy(owner->list[i].exec_id, owner->id, strnlen(owner->id, SUB_ID_MAX));
+}
+
+size_t tree_list(struct sub_proc *out, size_t room, bool *truncated) {
+    size_t count = scan(table, SCAN_MAX);
+    *truncated = count > room;
+    if (count > room)
+        count = room;
+    memset(out, 0, count * sizeof *out);
+    for (size_t i = 0; i < count; i++) {
+        out[i].pid = table[i].pid;
+        out[i].ppid = table[i].ppid;
+        out[i].start_ticks = table[i].start_ticks;
+        memcpy(out[i].comm, table[i].comm, sizeof out[i].comm);
+    }
+    for (uint32_t at = 0; at < execs_high; at++) {
+        struct exec *exec = execs_at(at);
+        struct owner owner = {out, count, exec ? exec->id : NULL};
+        if (exec)
+            visit_members(exec, set_owner, &owner);
+    }
+    return count;
+}

@@ -1,0 +1,169 @@
+"""The native backend: namespaces and overlays, made by the launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from substrate_services.world.backends.base import (
+    BackendCapabilities,
+    BackendError,
+    BackendUnavailable,
+    Box,
+    BoxSpec,
+)
+from substrate_services.world.backends.launcher_client import (
+    LauncherClient,
+    connect,
+    start_launcher,
+)
+
+
+class NativeBackend:
+    """Boxes made by ``substrate-launcher``; one launcher per state directory.
+
+    Args:
+        socket_path: where the launcher listens; absolute, at most 107 bytes.
+        state_dir: the launcher's own directory (created 0700), on a local file system.
+        linger_s: how long a launcher without boxes and connections stays.
+        on_world_gone: (world_id, wait status): an init ended unasked. Also called for every known
+            box when the launcher is lost, with the status of a SIGKILL.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        socket_path: Path,
+        state_dir: Path,
+        *,
+        linger_s: int = 30,
+        on_world_gone: Callable[[str, int], None] = lambda _world_id, _status: None,
+    ) -> None:
+        self._socket_path = socket_path
+        self._state_dir = state_dir
+        self._linger_s = linger_s
+        self._on_world_gone = on_world_gone
+        self._client: LauncherClient | None = None
+        self._known: set[str] = set()
+        self._capabilities: BackendCapabilities | None = None
+        self.launcher_pid = 0
+
+    async def start(self) -> None:
+        """Connect to the launcher, starting it if it does not run.
+
+        Raises:
+            BackendUnavailable: it cannot run, or boxes cannot be made here; the text says the fix.
+        """
+        if self._client is not None and not self._client.closed:
+            return
+        try:
+            sock = await connect(self._socket_path)
+        except OSError:
+            await start_launcher(self._socket_path, self._state_dir, linger_s=self._linger_s)
+            try:
+                sock = await connect(self._socket_path)
+            except OSError as error:
+                raise BackendUnavailable(
+                    f"cannot reach the launcher at {self._socket_path}: {error.strerror}",
+                    f"another launcher may hold {self._state_dir}/launcher.lock; end it",
+                ) from error
+        client = LauncherClient(sock, on_gone=self._world_gone, on_lost=self._lost)
+        self._client = client
+        found = await client.hello()
+        self.launcher_pid = int(found.get("pid", ["0"])[0])
+        self._capabilities = _capabilities(found)
+        unable = [text for text in self._capabilities.problems if "worlds cannot be made" in text]
+        if unable:
+            raise BackendUnavailable(unable[0], _fix_for(unable[0]))
+
+    async def create(self, spec: BoxSpec) -> Box:
+        """Make a box with a running init.
+
+        Raises:
+            BackendError: the text names the failing operation or call, and what to do.
+        """
+        box = await self._launcher().create(spec)
+        self._known.add(box.world_id)
+        return box
+
+    async def adopt(self) -> list[Box]:
+        """Boxes that live on from an earlier host process."""
+        client = self._launcher()
+        boxes = []
+        for world_id in await client.worlds():
+            try:
+                boxes.append(await client.attach(world_id))
+            except BackendError:
+                continue  # it ended since the list was made
+            self._known.add(world_id)
+        return boxes
+
+    async def remove(self, world_id: str) -> None:
+        """Kill everything in the box; returns when processes, mounts and cgroups are gone."""
+        self._known.discard(world_id)
+        await self._launcher().remove(world_id)
+
+    async def shutdown(self) -> None:
+        """Remove every box and end the launcher."""
+        self._known.clear()
+        await self._launcher().shutdown()
+
+    def capabilities(self) -> BackendCapabilities:
+        """What the launcher found this host can do. Raises BackendError before :meth:`start`."""
+        if self._capabilities is None:
+            raise BackendError("the native backend has not been started")
+        return self._capabilities
+
+    async def close(self) -> None:
+        """Let go of the boxes without ending them."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _launcher(self) -> LauncherClient:
+        if self._client is None:
+            raise BackendError("the native backend has not been started")
+        return self._client
+
+    def _world_gone(self, world_id: str, status: int) -> None:
+        self._known.discard(world_id)
+        self._on_world_gone(world_id, status)
+
+    def _lost(self) -> None:
+        known, self._known = self._known, set()
+        for world_id in known:
+            self._on_world_gone(world_id, signal.SIGKILL)
+
+
+def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
+    def value(key: str) -> str:
+        return found.get(key, [""])[0]
+
+    mapping: Literal["range", "caller", "weak"] = "caller"
+    if value("id_mapping") == "range":
+        mapping = "range"
+    elif value("id_mapping") == "weak":
+        mapping = "weak"
+    return BackendCapabilities(
+        rootless=value("rootless") == "1",
+        id_mapping=mapping,
+        overlay=value("overlay"),
+        overlay_options=tuple(filter(None, value("overlay_options").split(","))),
+        kill="cgroup.kill" if value("kill") == "cgroup.kill" else "subreaper",
+        problems=tuple(found.get("problem", ())),
+    )
+
+
+def _fix_for(problem: str) -> str:
+    """The host setting that most often is in the way, where it can be seen."""
+    if "NEWUSER" not in problem and "uid_map" not in problem and "private" not in problem:
+        return "run `substrate doctor`"
+    if os.path.exists("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
+        return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    if os.path.exists("/proc/sys/kernel/unprivileged_userns_clone"):
+        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
+    return "allow user namespaces: sudo sysctl -w user.max_user_namespaces=15000"
