@@ -178,6 +178,9 @@ def _difference(
 
 
 def _reordered(old: _Lines, new: _Lines, before: bytes, after: bytes, rule: LineRule) -> bool:
+    here = rule.forms(before, after)
+    if here[0] == here[1]:  # they differ in what the forms do not show, not in their place
+        return False
     rest_old, rest_new = old.rest(_REORDER_BYTES), new.rest(_REORDER_BYTES)
     if rest_old is None or rest_new is None or len(rest_old) != len(rest_new):
         return False

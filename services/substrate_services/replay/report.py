@@ -253,7 +253,8 @@ def to_lines(report: Report, *, shown: int = SHOWN_DIVERGENCES) -> tuple[Line, .
         lines += _first_lines(report.first)
         lines += _other_lines(report, shown)
     lines += _list_lines(report)
-    return tuple(lines)
+    # Reasons may quote what the world's programs chose: names of executables, paths.
+    return tuple(Line(line.role, _escape(line.text)) for line in lines)
 
 
 def _run_line(run: RunOutcome, *, total: int) -> Line:
@@ -367,7 +368,11 @@ def _change(item: Divergence) -> str:
 def _printable(data: bytes, width: int = _VALUE_WIDTH) -> str:
     """``data`` with everything escaped that a terminal would act upon, cut to ``width``."""
     text = data.removesuffix(b"\n").decode("utf-8", "backslashreplace")
-    shown = "".join(
+    shown = _escape(text)
+    return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def _escape(text: str) -> str:
+    return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
-    return shown if len(shown) <= width else shown[: width - 1] + "…"
