@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
-_TOKEN_EXPECTED: Final = "expected next_page_token of an earlier answer"
+_POSITION_EXPECTED: Final = "expected next_page_token of an earlier answer"
 
 _ID: Final = r"[a-z2-7]{26}"
 _WORLD = re.compile(rf"wld_{_ID}")
@@ -198,7 +198,7 @@ def page_offset(token: str, query: Mapping[str, object]) -> int:
     if position is None:
         return 0
     if not (position.isascii() and position.isdigit()):
-        raise InvalidField("page_token", token, _TOKEN_EXPECTED)
+        raise InvalidField("page_token", token, _POSITION_EXPECTED)
     return int(position)
 
 
