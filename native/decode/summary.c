@@ -407,7 +407,7 @@ static void write_process(struct buffer *out, const struct options *options,
                                      : NULL;
     json_literal(out, "{\"span_id\":");
     write_span_id(out, image->span, options);
-    key(out, "parent_span_id");
+    key(out, "parent_span");
     write_span_id(out, parent_span(images, image), options);
     key(out, "pid");
     json_signed(out, image->self.pid);

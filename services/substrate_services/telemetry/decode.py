@@ -1,0 +1,341 @@
+"""Running ``substrate-decode``: from a world's segments to events, processes and a summary.
+
+The decoder reads what programs in a world wrote, so it is a process of its own that gives up all
+rights first and has limits; nothing it says is believed to be well-formed. Whatever goes wrong with
+it ends in the summary's ``failure``, from which coverage follows, never in an exception: a step has
+happened whether or not its telemetry can be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from substrate_services.journal import bytesjson
+from substrate_services.journal.jsontypes import Fields, JsonObject, JsonValue, LineError
+from substrate_services.journal.parts import process_from_json
+from substrate_services.journal.schema import Process
+from substrate_services.native_paths import NativeMissingError, native_path
+
+__all__ = [
+    "ClockOffsets",
+    "DecodeLimits",
+    "DecodeSummary",
+    "HostContact",
+    "SegmentFile",
+    "SpanIds",
+    "decode_segments",
+]
+
+_CHUNK_BYTES = 1 << 18
+_STDERR_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SpanIds:
+    """The step whose events these are."""
+
+    session_id: str
+    trace_id: str
+    span_id: str
+    world_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffsets:
+    """What is added to CLOCK_MONOTONIC nanoseconds to get the other clocks."""
+
+    utc_ns: int
+    boot_ns: int
+
+    @classmethod
+    def now(cls) -> ClockOffsets:
+        """The host's offsets at this moment; those to UTC drift, so take them near the step."""
+        monotonic = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        return cls(
+            utc_ns=time.clock_gettime_ns(time.CLOCK_REALTIME) - monotonic,
+            boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) - monotonic,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """How much the decoder may use, and how much of what it finds is listed."""
+
+    timeout_s: float = 60.0
+    memory_bytes: int = 1 << 30
+    output_bytes: int = 4 << 30  # of event lines
+    summary_bytes: int = 256 << 20
+    reads: int = 65_536
+    hosts: int = 1_024
+    processes: int = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class HostContact:
+    """An address that was connected to, with its outcome."""
+
+    family: str  # AF_INET | AF_INET6 | AF_UNIX
+    address: bytes  # text of an IP address, or a socket's path
+    port: int
+    name: bytes | None  # the name a resolver gave this address for
+    count: int
+    failed: int
+    error: str | None  # errno name of the last failure
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """A file that was read."""
+
+    name: str
+    bytes: int
+    pid: int
+    start_ticks: int
+    open: bool  # its process is not known to have ended: leave it
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSummary:
+    """What all events of a step come to. ``failure`` is empty when decoding went well."""
+
+    failure: str = ""
+    processes: tuple[Process, ...] = ()
+    processes_total: int = 0
+    processes_covered: int = 0
+    root_seen: bool = False
+    unattributed: int = 0  # processes in the world that are not known to descend from the root
+    counts: tuple[tuple[str, int], ...] = ()
+    lost: int = 0  # events that programs had no room for
+    torn: int = 0  # records whose writer was stopped half-way
+    corrupt_segments: int = 0
+    foreign_files: int = 0  # no segments, or not where they say they belong
+    unreadable_files: int = 0
+    links_dropped: int = 0
+    events: tuple[JsonObject, ...] = field(default=())  # the lines that matter most, by time
+    events_not_kept: int = 0
+    reads: tuple[bytes, ...] = ()  # absolute paths opened for reading
+    reads_beyond: int = 0
+    hosts: tuple[HostContact, ...] = ()
+    hosts_beyond: int = 0
+    segments: tuple[SegmentFile, ...] = ()
+    output_bytes: int = 0  # of event lines, all given to the sink
+
+    @property
+    def events_total(self) -> int:
+        """All events, kept or not."""
+        return dict(self.counts).get("events", 0)
+
+
+async def decode_segments(
+    *,
+    segments_fd: int,
+    ids: SpanIds,
+    root_pid: int | None,
+    sink: Callable[[bytes], None],
+    watch: Sequence[bytes] = (),
+    max_events: int = 256,
+    offsets: ClockOffsets | None = None,
+    root_after_ns: int = 0,
+    limits: DecodeLimits | None = None,
+) -> DecodeSummary:
+    """Decode all segments in a directory.
+
+    Args:
+        segments_fd: descriptor of the segment directory; stays open.
+        ids: written into every event; the span is the parent of the processes' spans.
+        root_pid: the step's first process, in the world's pid namespace: only what descends from
+            it is decoded. All processes when None.
+        sink: gets the event lines, in chunks that do not respect line ends.
+        watch: absolute paths; events on them or below come first among the kept lines.
+        max_events: how many lines the summary keeps.
+        offsets: of the host's clocks; without them each process's own are taken.
+        root_after_ns: CLOCK_MONOTONIC before the root was started, to tell it from an earlier
+            process of the same pid.
+        limits: what the decoder may use.
+
+    Returns:
+        The summary; with ``failure`` set when the decoder failed, and then without the rest.
+
+    Raises:
+        Whatever ``sink`` raises; nothing else.
+    """
+    limits = limits or DecodeLimits()
+    try:
+        program = native_path("substrate-decode")
+        summary_fd = os.memfd_create("substrate-summary", os.MFD_CLOEXEC)
+    except (NativeMissingError, OSError) as error:
+        return DecodeSummary(failure=str(error))
+    try:
+        command = [str(program), *_options(segments_fd, summary_fd, ids, max_events, limits)]
+        if root_pid is not None:
+            command += ["--root-pid", str(root_pid), "--root-after", str(root_after_ns)]
+        if offsets is not None:
+            command += [f"--utc-offset={offsets.utc_ns}", f"--boot-offset={offsets.boot_ns}"]
+        arguments: list[str | bytes] = [*command]
+        for prefix in watch:
+            arguments += ["--watch", prefix]
+        output_bytes, failure = await _run(arguments, (segments_fd, summary_fd), sink, limits)
+        if failure:
+            return DecodeSummary(failure=failure, output_bytes=output_bytes)
+        return _read_summary(summary_fd, limits, output_bytes)
+    finally:
+        os.close(summary_fd)
+
+
+def _options(
+    segments_fd: int, summary_fd: int, ids: SpanIds, max_events: int, limits: DecodeLimits
+) -> list[str]:
+    return [
+        f"--dirfd={segments_fd}",
+        f"--summary-fd={summary_fd}",
+        f"--session={ids.session_id}",
+        f"--trace={ids.trace_id}",
+        f"--span={ids.span_id}",
+        f"--world={ids.world_id}",
+        f"--max-events={max_events}",
+        f"--max-reads={limits.reads}",
+        f"--max-hosts={limits.hosts}",
+        f"--max-processes={limits.processes}",
+        f"--memory-limit={limits.memory_bytes}",
+        f"--cpu-limit={max(1, int(limits.timeout_s))}",
+    ]
+
+
+async def _run(
+    arguments: Sequence[str | bytes],
+    fds: tuple[int, ...],
+    sink: Callable[[bytes], None],
+    limits: DecodeLimits,
+) -> tuple[int, str]:
+    """Run the decoder; returns the bytes of its output and what went wrong, if anything."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=fds,
+            env={},
+            limit=_CHUNK_BYTES,
+        )
+    except OSError as error:
+        return 0, f"cannot run substrate-decode: {error}"
+    assert process.stdout is not None
+    assert process.stderr is not None
+    complaint = asyncio.create_task(_first_bytes(process.stderr))
+    total = 0
+    failure = ""
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            while chunk := await process.stdout.read(_CHUNK_BYTES):
+                total += len(chunk)
+                if total > limits.output_bytes:
+                    failure = f"the decoder wrote more than {limits.output_bytes} bytes of events"
+                    break
+                sink(chunk)
+            if not failure:
+                await process.wait()
+    except TimeoutError:
+        failure = f"the decoder was not done after {limits.timeout_s:g} s"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            # Reaped even when this task is being cancelled: a child must not outlive its reader.
+            await asyncio.shield(process.wait())
+        said = (await complaint).decode("utf-8", "replace").strip()
+    if not failure and process.returncode != 0:
+        failure = f"the decoder ended with {process.returncode}: {said or 'no message'}"
+    return total, failure
+
+
+async def _first_bytes(stream: asyncio.StreamReader) -> bytes:
+    kept = b""
+    while chunk := await stream.read(_STDERR_BYTES):
+        kept = (kept + chunk)[:_STDERR_BYTES]
+    return kept
+
+
+def _read_summary(summary_fd: int, limits: DecodeLimits, output_bytes: int) -> DecodeSummary:
+    size = os.fstat(summary_fd).st_size
+    if size > limits.summary_bytes:
+        return DecodeSummary(
+            failure=f"the decoder's summary has {size} bytes, more than {limits.summary_bytes}",
+            output_bytes=output_bytes,
+        )
+    with os.fdopen(os.dup(summary_fd), "rb") as file:
+        file.seek(0)
+        data = file.read()
+    try:
+        return _summary(json.loads(data), output_bytes)
+    except (ValueError, RecursionError) as error:  # LineError and JSONDecodeError are ValueErrors
+        return DecodeSummary(
+            failure=f"the decoder's summary makes no sense: {error}", output_bytes=output_bytes
+        )
+
+
+def _summary(value: JsonValue, output_bytes: int) -> DecodeSummary:
+    fields = Fields(value, "summary")
+    counts = fields.child("counts")
+    return DecodeSummary(
+        processes=tuple(
+            process_from_json(item, f"summary.processes[{index}]")
+            for index, item in enumerate(fields.items("processes"))
+        ),
+        processes_total=fields.integer("processes_total"),
+        processes_covered=fields.integer("processes_covered"),
+        root_seen=fields.flag("root_seen"),
+        unattributed=fields.integer("unattributed"),
+        counts=tuple((name, counts.integer(name)) for name in counts.value),
+        lost=fields.integer("lost"),
+        torn=fields.integer("torn"),
+        corrupt_segments=fields.integer("corrupt_segments"),
+        foreign_files=fields.integer("foreign_files"),
+        unreadable_files=fields.integer("unreadable_files"),
+        links_dropped=fields.integer("links_dropped"),
+        events=tuple(_object(item) for item in fields.items("events")),
+        events_not_kept=fields.integer("events_not_kept"),
+        reads=tuple(
+            bytesjson.decode(item, f"summary.reads[{index}]")
+            for index, item in enumerate(fields.items("reads"))
+        ),
+        reads_beyond=fields.integer("reads_beyond"),
+        hosts=tuple(_host(item) for item in fields.items("hosts")),
+        hosts_beyond=fields.integer("hosts_beyond"),
+        segments=tuple(_segment(item) for item in fields.items("segments")),
+        output_bytes=output_bytes,
+    )
+
+
+def _object(value: JsonValue) -> JsonObject:
+    if not isinstance(value, dict):
+        raise LineError(f"an event is {value!r:.80}; expected an object")
+    return value
+
+
+def _host(value: JsonValue) -> HostContact:
+    fields = Fields(value, "summary.hosts[]")
+    return HostContact(
+        family=fields.text("family"),
+        address=bytesjson.decode(fields.value.get("address"), fields.where("address")),
+        port=fields.integer("port"),
+        name=bytesjson.decode(fields.value["name"]) if fields.has("name") else None,
+        count=fields.integer("count"),
+        failed=fields.integer("failed"),
+        error=fields.opt_text("error"),
+    )
+
+
+def _segment(value: JsonValue) -> SegmentFile:
+    fields = Fields(value, "summary.segments[]")
+    return SegmentFile(
+        name=fields.text("name"),
+        bytes=fields.integer("bytes"),
+        pid=fields.integer("pid"),
+        start_ticks=fields.integer("start_ticks"),
+        open=fields.flag("open"),
+    )
