@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 from dataclasses import dataclass
 
 from substrate_services.journal.schema import Blocked, Decision, TerminationReason
-from substrate_services.world.init_client import (
-    ExitReason,
-    InitExecState,
-    StartFailed,
-    StartStage,
-)
+from substrate_services.world.init_client import ExecState, Reason, Stage, StartFailed
 
 DENIED_EXIT = 126
 NOT_FOUND_EXIT = 127
@@ -47,22 +41,21 @@ class Ended:
     remaining: int = 0
 
     @classmethod
-    def of(cls, state: InitExecState, killed_by_user: bool) -> Ended:
+    def of(cls, state: ExecState, *, killed_by_user: bool) -> Ended:
         """From what the world's init says."""
         reason: TerminationReason = "EXITED"
-        name = _signal_name(state.signo) if state.signo else None
         if state.lost:
             reason = "AGENT_LOST"
-        elif state.reason is ExitReason.TIMEOUT:
+        elif state.reason is Reason.TIMEOUT:
             reason = "TIMEOUT"
-        elif state.reason is ExitReason.SIGNALED:
+        elif state.reason is Reason.SIGNALED:
             reason = "KILLED_BY_USER" if killed_by_user or state.killed else "SIGNALED"
         return cls(
             reason=reason,
-            exit_code=state.exit_code if reason == "EXITED" and not name else None,
-            signal=name,
+            exit_code=state.exit_code if reason == "EXITED" else None,
+            signal=_signal_name(state.signal) if state.signal else None,
             duration_ns=max(0, state.end_boot_ns - state.start_boot_ns),
-            truncated=state.truncated,
+            truncated=state.truncated or state.log_errno != 0,
             remaining=state.remaining,
         )
 
@@ -70,9 +63,9 @@ class Ended:
     def not_started(cls, error: StartFailed) -> Ended:
         """The command could not be started: a result, with a shell's exit codes."""
         text = f"substrate: {error}\n".encode()
-        if error.stage is StartStage.EXEC and error.error == errno.ENOENT:
+        if error.stage is Stage.EXEC and error.error == errno.ENOENT:
             return cls("EXITED", NOT_FOUND_EXIT, never_ran=True, message=text, duration_ns=0)
-        if error.stage in (StartStage.EXEC, StartStage.CWD, StartStage.USER):
+        if error.stage in (Stage.EXEC, Stage.CWD, Stage.USER):
             return cls("EXITED", CANNOT_EXECUTE_EXIT, never_ran=True, message=text, duration_ns=0)
         raise OSError(error.error, f"the world could not start the command: {error}")
 
@@ -86,9 +79,7 @@ class Ended:
             rule=decision.rule_id,
             fix=f"{decision.reason} ({decision.source})" if decision.source else decision.reason,
         )
-        return cls(
-            "DENIED", DENIED_EXIT, never_ran=True, blocked=(what,), duration_ns=0
-        )
+        return cls("DENIED", DENIED_EXIT, never_ran=True, blocked=(what,), duration_ns=0)
 
     @classmethod
     def lost(cls) -> Ended:
@@ -106,8 +97,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number >= signal.SIGRTMIN else str(number)
-
-
-def describe_errno(number: int) -> str:
-    """The C library's words for an errno."""
-    return os.strerror(number)

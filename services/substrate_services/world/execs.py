@@ -9,11 +9,12 @@ on disk before anybody is told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,7 +22,6 @@ from typing import Literal, Protocol
 from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.codec import (
     SpanStart,
-    action_digest,
     start_from_line,
     start_to_line,
 )
@@ -36,15 +36,18 @@ from substrate_services.journal.schema import (
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.ids import EXEC_ID, new_span_id
+from substrate_services.world.ended import Ended
 from substrate_services.world.init_client import (
-    ExecPhase,
     ExecStart,
-    InitEvent,
-    InitExecState,
+    ExecState,
+    InitError,
     InitGone,
+    Phase,
+    Scope,
     StartFailed,
 )
-from substrate_services.world.recording import Ended, Recorder
+from substrate_services.world.output_log import OutputFollower
+from substrate_services.world.recording import Attempt, Recorder
 from substrate_services.world.worlds import World, Worlds
 
 log = logging.getLogger(__name__)
@@ -91,11 +94,18 @@ class Exec:
     phase: Literal["running", "recording", "finished"] = "running"
     pid: int = 0
     record: SpanRecord | None = None
+    failure: Exception | None = None  # why there is no record
+    ended: Ended | None = None
+    attempt: Attempt | None = None
     stdin_pipe: bool = False
     stdin_received: int = 0
     killed_by_user: bool = False
+    recording: asyncio.Lock = field(default_factory=asyncio.Lock)
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    grown: asyncio.Event = field(default_factory=asyncio.Event)
+    output: OutputFollower = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.output = OutputFollower(self.output_log)
 
     @property
     def exec_id(self) -> str:
@@ -106,11 +116,6 @@ class Exec:
     def output_log(self) -> Path:
         """The framed output log."""
         return self.directory / "output.log"
-
-    def wake_readers(self) -> None:
-        """Tell everybody who waits that the log has grown or the exec has ended."""
-        self.grown.set()
-        self.grown = asyncio.Event()
 
 
 class Decider(Protocol):
@@ -151,8 +156,7 @@ class Execs:
         self._execs: dict[str, dict[str, Exec]] = {}
         self._starting: dict[tuple[str, str], asyncio.Task[Exec]] = {}
         self._recording: set[asyncio.Task[None]] = set()
-        worlds.on_event = self._on_event
-        worlds.on_lost = self._on_lost
+        worlds.listener = self
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -235,7 +239,7 @@ class Execs:
                 ExecStart(
                     exec_id=exec_.exec_id,
                     argv=argv[1:] if builtin else argv,
-                    env=action.env,
+                    env=tuple(name + b"=" + value for name, value in action.env),
                     cwd=action.cwd,
                     umask=action.umask,
                     user=action.user,
@@ -249,6 +253,7 @@ class Execs:
                 log_fd,
             )
         except StartFailed as error:
+            world.running -= 1
             await self._finish(world, exec_, Ended.not_started(error))
             return
         except InitGone:
@@ -307,11 +312,10 @@ class Execs:
         offset = 0
         with await asyncio.to_thread(self._store.open, digest) as source:
             while chunk := await asyncio.to_thread(source.read, 1 << 16):
-                taken = await world.init.write_stdin(exec_.exec_id, offset, chunk, eof=False)
                 offset += len(chunk)
-                if taken.closed:
-                    return
-        await world.init.write_stdin(exec_.exec_id, offset, b"", eof=True)
+                if await world.init.write_stdin(exec_.exec_id, chunk) < offset:
+                    return  # closed by the command
+        await world.init.write_stdin(exec_.exec_id, b"", eof=True)
 
     async def write_stdin(
         self, world: World, exec_id: str, offset: int, data: bytes, *, eof: bool
@@ -342,7 +346,7 @@ class Execs:
         begin = exec_.stdin_received
         exec_.stdin_received += len(fresh)
         try:
-            await world.init.write_stdin(exec_id, begin, fresh, eof=eof)
+            await world.init.write_stdin(exec_id, fresh, offset=begin, eof=eof)
         except InitGone as error:
             raise ServiceError("STDIN_CLOSED", f"exec {exec_id} has ended") from error
         return exec_.stdin_received
@@ -352,7 +356,9 @@ class Execs:
         exec_ = self.get(world, exec_id)
         if exec_.phase == "running":
             exec_.killed_by_user = True
-            await world.init.signal(exec_id, number, tree=tree)
+            scope = Scope.TREE if tree else Scope.MAIN
+            with contextlib.suppress(InitError, InitGone):  # it has ended meanwhile
+                await world.init.signal(exec_id, number, scope=scope)
 
     async def resize(self, world: World, exec_id: str, rows: int, columns: int) -> None:
         """Change the size of an exec's terminal. Raises ServiceError EXEC_NOT_FOUND, NO_PTY."""
@@ -383,48 +389,72 @@ class Execs:
 
     # -- ending --------------------------------------------------------------------------------
 
-    def _on_event(self, world: World, event: InitEvent) -> None:
-        exec_ = self._find(world, event.exec_id)
-        if exec_ is None:
-            return
-        if event.exited is None:
-            exec_.wake_readers()
-        elif exec_.phase == "running":
-            exec_.phase = "recording"
-            self._track(self._finish(world, exec_, Ended.of(event.exited, exec_.killed_by_user)))
+    def output_grew(self, world: World, exec_id: str) -> None:
+        """See :class:`Listener`."""
+        exec_ = self._find(world, exec_id)
+        if exec_ is not None:
+            exec_.output.grew()
 
-    async def _on_lost(self, world: World) -> None:
-        """The world's init is gone: its execs have ended, nobody saw how."""
+    def exec_exited(self, world: World, state: ExecState) -> None:
+        """See :class:`Listener`."""
+        exec_ = self._find(world, state.exec_id)
+        if exec_ is not None and exec_.phase == "running":
+            ended = Ended.of(state, killed_by_user=exec_.killed_by_user)
+            self._track(self._finish(world, exec_, ended))
+
+    def world_lost(self, world: World) -> None:
+        """The world's init is gone: its execs have ended, and nobody saw how."""
         for exec_ in self.all(world):
             if exec_.phase == "running":
-                exec_.phase = "recording"
-                await self._finish(world, exec_, Ended.lost())
+                self._track(self._finish(world, exec_, Ended.lost()))
 
     async def end_all(self, world: World) -> None:
         """Record the execs that a removal of the world has ended."""
         for exec_ in self.all(world):
             if exec_.phase == "running":
-                exec_.phase = "recording"
                 await self._finish(world, exec_, Ended.removed())
             await exec_.done.wait()
         self._execs.pop(world.spec.world_id, None)
 
+    async def wait(self, world: World, exec_: Exec) -> SpanRecord:
+        """Wait for the end of an exec and its record.
+
+        Raises what made recording fail; the next call tries again.
+        """
+        await exec_.done.wait()
+        if exec_.record is None and exec_.ended is not None:
+            await self._finish(world, exec_, exec_.ended)
+        if exec_.record is None:
+            raise exec_.failure or InitGone(f"exec {exec_.exec_id} was lost")
+        return exec_.record
+
     async def _finish(self, world: World, exec_: Exec, ended: Ended) -> None:
+        """Record an exec that has ended. Only one call at a time may be under way."""
+        again = exec_.ended is not None
         exec_.phase = "recording"
-        exec_.wake_readers()
+        exec_.ended = ended
+        exec_.output.finish()
+        if exec_.attempt is None:
+            exec_.attempt = Attempt(exec_.start, exec_.directory)
         try:
-            exec_.record = await self._recorder.record(world, exec_.start, exec_.directory, ended)
+            async with exec_.recording:
+                if exec_.record is None:
+                    exec_.record = await self._recorder.record(world, exec_.attempt, ended)
+        except Exception as error:
+            exec_.failure = error
+            raise
         finally:
-            world.running -= 0 if ended.never_ran else 1
+            if not again and not ended.never_ran:
+                world.running -= 1
             exec_.phase = "finished"
             exec_.done.set()
-            exec_.wake_readers()
             world.touch()
         if not ended.never_ran and not world.lost and not world.removing:
-            await world.init.forget(exec_.exec_id)
+            with contextlib.suppress(InitGone):
+                await world.init.forget(exec_.exec_id)
 
-    def _track(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _track(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
         task.add_done_callback(_report)
@@ -436,28 +466,29 @@ class Execs:
 
     # -- finding again -------------------------------------------------------------------------
 
-    async def recover(self, living: list[World], dead: list[Path]) -> None:
-        """Take over the execs that an earlier host process left, and record those that ended."""
-        for world in living:
-            states = {state.exec_id: state for state in await world.init.status()}
+    async def recover(self, worlds: list[World]) -> None:
+        """Take over the execs that an earlier host process left, and record those that ended.
+
+        Of a world whose init is gone, all have ended.
+        """
+        for world in worlds:
+            states: dict[str, ExecState] = {}
+            if not world.lost:
+                states = {state.exec_id: state for state in await world.init.status()}
             for exec_ in self._read_execs(world.directory):
                 self._execs.setdefault(world.spec.world_id, {})[exec_.exec_id] = exec_
                 state = states.get(exec_.exec_id)
                 if exec_.phase == "finished":
-                    if state is not None and state.phase is ExecPhase.EXITED:
+                    if state is not None and state.phase is Phase.EXITED:
                         await world.init.forget(exec_.exec_id)
                     continue
                 world.running += 1
                 if state is None:
                     self._track(self._finish(world, exec_, Ended.lost()))
-                elif state.phase is ExecPhase.EXITED:
-                    self._track(self._finish(world, exec_, Ended.of(state, False)))
+                elif state.phase is Phase.EXITED:
+                    self._track(self._finish(world, exec_, Ended.of(state, killed_by_user=False)))
                 else:
                     exec_.pid = state.pid
-        for directory in dead:
-            await self._recorder.record_dead(
-                directory, [exec_ for exec_ in self._read_execs(directory) if not exec_.record]
-            )
 
     def _read_execs(self, directory: Path) -> list[Exec]:
         found = []
@@ -518,9 +549,6 @@ def _write_exec_file(directory: Path, start: SpanStart) -> None:
     scratch.replace(directory / _EXEC_FILE)
 
 
-def _report(task: asyncio.Future[None]) -> None:
+def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("recording a step failed", exc_info=error)
-
-
-__all__ = ["Exec", "ExecRequest", "Execs", "InitExecState", "action_digest"]

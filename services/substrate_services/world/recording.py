@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
-from substrate_services.journal.codec import SpanStart, action_digest, decision_line, span_to_line
+from substrate_services.journal.codec import (
+    SpanStart,
+    action_digest,
+    decision_line,
+    process_exit_line,
+    process_start_line,
+    span_to_line,
+)
 from substrate_services.journal.jsontypes import JsonObject, JsonValue
-from substrate_services.journal.schema import Change, Coverage, SpanRecord
+from substrate_services.journal.schema import Coverage, Process, SpanRecord
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
-from substrate_services.telemetry.coverage import step_coverage
-from substrate_services.telemetry.decode import DecodeSummary, decode_segments
 from substrate_services.world.blocked import explain_blocked, watch_prefixes
 from substrate_services.world.ended import Ended
-from substrate_services.world.output_log import split_streams
-from substrate_services.world.worlds import World, Worlds
+from substrate_services.world.output_log import OutputLogCorrupt, Stream, read_frames
+from substrate_services.world.tree import StepEffects
+from substrate_services.world.worlds import World
 
 INLINE_CHANGES = 1_000
 INLINE_PROCESSES = 256
 INLINE_EVENTS = 256
+_SPOOL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StepTelemetry:
+    """What telemetry says about a step."""
+
+    processes: tuple[Process, ...] = ()
+    coverage: Coverage = Coverage("none", ("it never ran",))
+    counts: tuple[tuple[str, int], ...] = ()
+    events: tuple[JsonObject, ...] = ()  # bounded, what matters most first
+    events_digest: str | None = None
+    reads: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A step on its way into the record: what has been found out stays found out."""
+
+    start: SpanStart
+    directory: Path
+    telemetry: StepTelemetry = field(default_factory=StepTelemetry)
+    effects: StepEffects | None = None
+
+
+class Telemetry(Protocol):
+    """Reads what a step's processes wrote about themselves."""
+
+    async def read(
+        self, world: World, start: SpanStart, watch: Sequence[bytes], ended: Ended
+    ) -> StepTelemetry:
+        """Decode the step's segments. Never raises: what cannot be read lowers the coverage."""
+        ...
 
 
 class Projection(Protocol):
@@ -33,15 +71,16 @@ class Projection(Protocol):
 
     def export(self, record: SpanRecord, events: Sequence[Mapping[str, JsonValue]]) -> None:
         """Take a finished step. Never blocks, never raises."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    stdout: str | None
-    stderr: str | None
-    framed: str | None
-    stdout_bytes: int
-    stderr_bytes: int
+    stdout: str | None = None
+    stderr: str | None = None
+    framed: str | None = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
 
 
 class Recorder:
@@ -50,7 +89,7 @@ class Recorder:
     Args:
         store: the host's objects.
         journal: the host's journal.
-        worlds: for what is left of dead worlds.
+        telemetry: reads segments.
         projection: OpenTelemetry, or None.
     """
 
@@ -59,22 +98,195 @@ class Recorder:
         *,
         store: ObjectStore,
         journal: Journal,
-        worlds: Worlds,
+        telemetry: Telemetry,
         projection: Projection | None,
     ) -> None:
         self._store = store
         self._journal = journal
-        self._worlds = worlds
+        self._telemetry = telemetry
         self._projection = projection
 
-    async def record(
-        self, world: World, start: SpanStart, directory: Path, ended: Ended
-    ) -> SpanRecord:
+    async def record(self, world: World, attempt: Attempt, ended: Ended) -> SpanRecord:
         """Record an ended exec; returns once its line is on disk.
+
+        After a failure (a full disk, say) it may be called again with the same attempt, and goes
+        on where it failed.
 
         Raises:
             JournalFull, OSError: there is no space; nothing recorded before is lost.
         """
-        output = await asyncio.to_thread(self._keep_output, directory, start, ended)
-        start = await asyncio.to_thread(self._keep_stdin, directory, start)
-        ...
+        duration_ns = ended.duration_ns
+        if duration_ns is None:
+            duration_ns = max(0, time.time_ns() - round(attempt.start.start_time * 1e9))
+        output = await asyncio.to_thread(self._keep_output, attempt.directory, ended.message)
+        start = await asyncio.to_thread(self._keep_stdin, attempt.directory, attempt.start)
+        if not ended.never_ran and attempt.effects is None:
+            watch = watch_prefixes(world.layout)
+            attempt.telemetry = await self._telemetry.read(world, start, watch, ended)
+            attempt.effects = await asyncio.to_thread(
+                world.tree.finish_step, attempt.telemetry.reads
+            )
+        telemetry, effects = attempt.telemetry, attempt.effects
+        blocked = explain_blocked(telemetry.events, world.layout, world.spec.network)
+        record = _record(start, ended, output, telemetry, effects, duration_ns)
+        record = replace(record, blocked=(*ended.blocked, *blocked))
+        await self._commit(world, record, telemetry.events)
+        if effects is not None:
+            world.state = world.state.after_step(effects.snapshot_id, effects.inputs_digest)
+            await asyncio.to_thread(world.save)
+        return record
+
+    async def _commit(
+        self, world: World, record: SpanRecord, events: tuple[JsonObject, ...]
+    ) -> None:
+        """Write the step's lines and wait until they are on disk, objects first."""
+        await asyncio.to_thread(self._store.sync)
+        self._journal.append(
+            decision_line(
+                record.decision,
+                span_id=record.span_id,
+                session_id=record.session_id,
+                world_id=world.spec.world_id,
+                agent_id=record.agent_id,
+                command=record.action.command,
+                action_digest=action_digest(record.action),
+            )
+        )
+        for process in record.processes:
+            self._journal.append(process_start_line(record, process))
+            if process.end_ns is not None:
+                self._journal.append(process_exit_line(record, process))
+        for event in events:
+            self._journal.append(event)
+        self._journal.append(span_to_line(record))
+        await self._journal.flush()
+        if self._projection is not None:
+            self._projection.export(record, events)
+
+    # -- output --------------------------------------------------------------------------------
+
+    def _keep_output(self, directory: Path, message: bytes) -> _Output:
+        """Keep the framed log, and each stream by itself, as objects."""
+        log = directory / "output.log"
+        if message:
+            return _Output(
+                stderr=self._store.put(message),
+                stderr_bytes=len(message),
+            )
+        if not log.exists() or log.stat().st_size == 0:
+            return _Output()
+        with _spool() as stdout, _spool() as stderr:
+            sizes = {Stream.STDOUT: 0, Stream.STDERR: 0}
+            try:
+                for frame in read_frames(log):
+                    error = frame.stream is Stream.STDERR
+                    (stderr if error else stdout).write(frame.data)
+                    sizes[Stream.STDERR if error else Stream.STDOUT] += len(frame.data)
+            except OutputLogCorrupt:
+                # The log is init's; what it holds up to there is still the command's output.
+                pass
+            return _Output(
+                stdout=self._put(stdout, sizes[Stream.STDOUT]),
+                stderr=self._put(stderr, sizes[Stream.STDERR]),
+                framed=self._store.put_file(log),
+                stdout_bytes=sizes[Stream.STDOUT],
+                stderr_bytes=sizes[Stream.STDERR],
+            )
+
+    def _put(self, spool: IO[bytes], size: int) -> str | None:
+        if size == 0:
+            return None
+        spool.seek(0)
+        if size <= _SPOOL_BYTES:
+            return self._store.put(spool.read())
+        spool.flush()
+        return self._store.put_file(spool.fileno())
+
+    def _keep_stdin(self, directory: Path, start: SpanStart) -> SpanStart:
+        """What was written to a pipe becomes an object, so that a replay can give it again."""
+        kept = directory / "stdin"
+        if start.action.stdin_digest is not None or not kept.exists():
+            return start
+        digest = self._store.put_file(kept)
+        return replace(start, action=replace(start.action, stdin_digest=digest))
+
+
+def event_sink(store: ObjectStore) -> _EventSink:
+    """Collects a step's events, in constant memory, for one object."""
+    return _EventSink(store)
+
+
+class _EventSink:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._spool = _spool()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Take some whole or partial lines."""
+        self._spool.write(data)
+        self._size += len(data)
+
+    def close(self) -> str | None:
+        """Keep what was collected; returns its digest, or None where there was nothing."""
+        with self._spool:
+            if self._size == 0:
+                return None
+            self._spool.seek(0)
+            if self._size <= _SPOOL_BYTES:
+                return self._store.put(self._spool.read())
+            self._spool.flush()
+            return self._store.put_file(self._spool.fileno())
+
+
+def _spool() -> tempfile.SpooledTemporaryFile[bytes]:
+    return tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)
+
+
+def _record(
+    start: SpanStart,
+    ended: Ended,
+    output: _Output,
+    telemetry: StepTelemetry,
+    effects: StepEffects | None,
+    duration_ns: int,
+) -> SpanRecord:
+    changes = effects.changes if effects is not None else ()
+    return SpanRecord(
+        span_id=start.span_id,
+        trace_id=start.trace_id,
+        session_id=start.session_id,
+        world_id=start.world_id,
+        exec_id=start.exec_id,
+        kind=start.kind,
+        agent_id=start.agent_id,
+        parent_span=start.parent_span,
+        start_time=start.start_time,
+        duration_ms=duration_ns / 1e6,
+        action=start.action,
+        decision=start.decision,
+        termination_reason=ended.reason,
+        exit_code=ended.exit_code,
+        signal=ended.signal,
+        stdout_digest=output.stdout,
+        stderr_digest=output.stderr,
+        output_digest=output.framed,
+        stdout_bytes=output.stdout_bytes,
+        stderr_bytes=output.stderr_bytes,
+        truncated=ended.truncated,
+        changes=changes[:INLINE_CHANGES],
+        changes_truncated=max(0, len(changes) - INLINE_CHANGES),
+        changes_digest=effects.changes_digest if effects is not None else None,
+        blocked=(),
+        coverage=telemetry.coverage,
+        processes=telemetry.processes[:INLINE_PROCESSES],
+        processes_truncated=max(0, len(telemetry.processes) - INLINE_PROCESSES),
+        events_digest=telemetry.events_digest,
+        event_counts=telemetry.counts,
+        snapshot_after=effects.snapshot_id if effects is not None else None,
+        inputs_digest=effects.inputs_digest if effects is not None else None,
+        replay_of=start.replay_of,
+        labels=start.labels,
+        replay_of_trace=start.replay_of_trace,
+        utc_offset_ns=start.utc_offset_ns,
+    )

@@ -91,7 +91,7 @@ class WorldTree:
             self._base_digest = put_base(self._store, _with_fingerprints(self._base, digest))
             self._walks = self._walk_all()
             self._first_walks = self._walks
-            self.snapshot_id = self._put_snapshot()
+            self.snapshot_id = self._put_snapshot(self._walks)
 
     def resume(
         self,
@@ -131,16 +131,18 @@ class WorldTree:
             walks = self._walk_all()
             changes = tuple(self._finder.changes(self._walks, walks))
             inputs = self._keep_inputs(reads, changes)
-            self._walks = walks
-            self.snapshot_id = self._put_snapshot()
-            return StepEffects(
+            effects = StepEffects(
                 changes=changes,
                 changes_digest=self._store.put(
                     canonical_bytes([change_to_json(change) for change in changes])
                 ),
-                snapshot_id=self.snapshot_id,
+                snapshot_id=self._put_snapshot(walks),
                 inputs_digest=inputs,
             )
+            # Only now: where the disk was full before this line, the step can be finished again.
+            self._walks = walks
+            self.snapshot_id = effects.snapshot_id
+            return effects
 
     def all_changes(self) -> tuple[Change, ...]:
         """What the world changed since it was made, as of now."""
@@ -173,8 +175,8 @@ class WorldTree:
             for layer in self._layout.layers
         }
 
-    def _put_snapshot(self) -> str:
-        return put_snapshot(self._store, self._base_digest, self._layout.layers, self._walks)
+    def _put_snapshot(self, walks: dict[str, UpperNode]) -> str:
+        return put_snapshot(self._store, self._base_digest, self._layout.layers, walks)
 
     def _keep_upper(self, path: bytes, _status: os.stat_result) -> str:
         return self._store.put_file(path)

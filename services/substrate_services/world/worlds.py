@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.codec import lifecycle_line
@@ -24,7 +25,7 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend, Box, BoxSpec
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
 from substrate_services.world.ids import new_id, new_trace_id
-from substrate_services.world.init_client import InitClient, InitEvent
+from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
 from substrate_services.world.layers import walk_directory
 from substrate_services.world.layout import Layout, LayoutRequest, make_layout
@@ -60,7 +61,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_HOSTNAME = "substrate"
 DEFAULT_IDLE_TIMEOUT_S = 600.0
-_MISSING_NAMED = 20
+_MISSING_CHARS = 1_800  # what an error may carry over the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,20 @@ class World:
     directory: Path
     layout: Layout
     tree: WorldTree
-    box: Box
-    init: InitClient
+    box: Box | None  # None: its init is gone
+    client: InitClient | None
     missing: tuple[Missing, ...] = ()
     running: int = 0
     lost: bool = False
     removing: bool = False
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def init(self) -> InitClient:
+        """The world's init. Raises InitGone where there is none."""
+        if self.client is None:
+            raise InitGone(f"world {self.spec.world_id} has ended")
+        return self.client
 
     @property
     def spec(self) -> WorldSpec:
@@ -123,10 +131,12 @@ class NotRestorable(ServiceError):
     def __init__(self, span_id: str, missing: tuple[Missing, ...]) -> None:
         first = missing[0]
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        named = [
-            {"path": os.fsdecode(entry.path), "reason": entry.reason}
-            for entry in missing[:_MISSING_NAMED]
-        ]
+        named: list[dict[str, str]] = []
+        for entry in missing:
+            named.append({"path": os.fsdecode(entry.path), "reason": entry.reason})
+            if len(json.dumps(named)) > _MISSING_CHARS:
+                named.pop()
+                break
         super().__init__(
             "NOT_RESTORABLE",
             f"the tree before span {span_id} cannot be restored: {os.fsdecode(first.path)} "
@@ -136,8 +146,20 @@ class NotRestorable(ServiceError):
         self.missing = missing
 
 
-OnEvent = Callable[[World, InitEvent], None]
-OnGone = Callable[[World], Awaitable[None]]
+class Listener(Protocol):
+    """Hears what happens in worlds; calls come in the loop's thread and must not block."""
+
+    def output_grew(self, world: World, exec_id: str) -> None:
+        """An exec has written output."""
+        ...
+
+    def exec_exited(self, world: World, state: ExecState) -> None:
+        """An exec's main process has ended."""
+        ...
+
+    def world_lost(self, world: World) -> None:
+        """A world's init is gone unasked."""
+        ...
 
 
 class Worlds:
@@ -172,8 +194,7 @@ class Worlds:
         self._worlds: dict[str, World] = {}
         self._requests: dict[str, asyncio.Task[World]] = {}
         self._background: set[asyncio.Task[object]] = set()
-        self.on_event: OnEvent = lambda _world, _event: None
-        self.on_lost: OnGone = _ignore
+        self.listener: Listener | None = None
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -366,34 +387,43 @@ class Worlds:
     async def _attach(
         self, state: WorldState, directory: Path, layout: Layout, tree: WorldTree, box: Box
     ) -> World:
-        holder: list[World] = []
+        def tell(say: Callable[[Listener, World], None]) -> None:
+            world = attached[0] if attached else None
+            if world is not None and self.listener is not None:
+                say(self.listener, world)
 
-        def on_event(event: InitEvent) -> None:
-            if holder:
-                self.on_event(holder[0], event)
+        def gone() -> None:
+            if attached and not attached[0].removing:
+                attached[0].lost = True
+                tell(lambda listener, world: listener.world_lost(world))
 
-        def on_gone() -> None:
-            if holder and not holder[0].removing:
-                holder[0].lost = True
-                self._in_background(self.on_lost(holder[0]))
-
-        init = await InitClient.connect(box.channel_fd, on_event=on_event, on_gone=on_gone)
-        world = World(state, directory, layout, tree, box, init)
-        holder.append(world)
-        return world
+        attached: list[World] = []
+        init = InitClient(
+            box.channel_fd,
+            on_output=lambda exec_id, _size: tell(
+                lambda listener, world: listener.output_grew(world, exec_id)
+            ),
+            on_exited=lambda state: tell(
+                lambda listener, world: listener.exec_exited(world, state)
+            ),
+            on_gone=gone,
+        )
+        await init.connect()
+        attached.append(World(state, directory, layout, tree, box, init))
+        return attached[0]
 
     # -- finding again -------------------------------------------------------------------------
 
-    async def recover(self) -> tuple[list[World], list[Path]]:
+    async def recover(self) -> list[World]:
         """Take over what an earlier host process left.
 
         Returns:
-            The worlds that live on, and the directories of those whose init is gone.
+            The worlds found; those whose init is gone are ``lost``, and are to be removed
+            once their steps are recorded.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         boxes = {box.world_id: box for box in await self._backend.adopt()}
-        living: list[World] = []
-        dead: list[Path] = []
+        found: list[World] = []
         for directory in sorted(self._directory.iterdir()):
             box = boxes.pop(directory.name, None)
             try:
@@ -403,22 +433,16 @@ class Worlds:
                 log.warning("world %s was not finished (%s); removing it", directory.name, error)
                 await self._discard(directory.name, directory, box)
                 continue
-            if box is None:
-                dead.append(directory)
-                continue
             layout, tree = await asyncio.to_thread(self._reload, state, directory)
-            world = await self._attach(state, directory, layout, tree, box)
+            if box is None:
+                world = World(state, directory, layout, tree, None, None, lost=True)
+            else:
+                world = await self._attach(state, directory, layout, tree, box)
             self._worlds[state.spec.world_id] = world
-            living.append(world)
+            found.append(world)
         for world_id, box in boxes.items():
             await self._discard(world_id, world_directory(self._directory, world_id), box)
-        return living, dead
-
-    def reload_dead(self, directory: Path) -> tuple[WorldState, Layout, WorldTree]:
-        """A world without a box, so that its last steps can be recorded."""
-        state = load_state(directory)
-        layout, tree = self._reload(state, directory)
-        return state, layout, tree
+        return found
 
     def _reload(self, state: WorldState, directory: Path) -> tuple[Layout, WorldTree]:
         base = get_base(self._store, get_snapshot(self._store, state.snapshot_id).base)
@@ -445,10 +469,9 @@ class Worlds:
         world.removing = True
         await self._backend.remove(world_id)
         await finish(world)
-        await world.init.close()
-        _close(world.box)
+        _let_go(world)
         self._worlds.pop(world_id, None)
-        self._log("world_removed", world, {})
+        self._log("world_lost" if world.lost else "world_removed", world, {})
         await asyncio.to_thread(remove_tree, world.directory)
 
     async def _discard(self, world_id: str, directory: Path, box: Box | None) -> None:
@@ -463,8 +486,7 @@ class Worlds:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         for world in self._worlds.values():
-            await world.init.close()
-            _close(world.box)
+            _let_go(world)
         self._worlds.clear()
 
     # -- parts ---------------------------------------------------------------------------------
@@ -557,13 +579,16 @@ def _created_detail(world: World) -> dict[str, JsonValue]:
     }
 
 
+def _let_go(world: World) -> None:
+    if world.client is not None:
+        world.client.close()
+    if world.box is not None:
+        _close(world.box)
+
+
 def _close(box: Box) -> None:
     for descriptor in (box.segments_fd, box.pidfd):
         os.close(descriptor)
-
-
-async def _ignore(_world: World) -> None:
-    return None
 
 
 def _report(task: asyncio.Task[object]) -> None:
