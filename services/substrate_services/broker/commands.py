@@ -12,14 +12,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from substrate_services.broker.shell import (
+from substrate_services.broker.shell import parse_script
+from substrate_services.broker.shell_types import (
     MAX_SCRIPT_BYTES,
     UNKNOWN_WORD,
     Budget,
+    RawCommand,
     Redirect,
     ShellSyntaxError,
     Word,
-    parse_script,
 )
 
 MAX_WRAPPERS = 16  # sudo env nice timeout …, nested
@@ -32,11 +33,13 @@ class SimpleCommand:
     """One command as policy sees it.
 
     Attributes:
-        words: command and arguments; empty when ``problem`` is set.
+        words: command and arguments; empty when ``problem`` is set, and for what only assigns or
+            redirects.
         source: how it is written, cut to 512 bytes.
         via: what it was reached through, outermost first: ``("sudo", "bash -c")``.
         problem: when not empty, this part cannot be read, and why.
         offset: with ``problem``, the byte in the script where reading stopped.
+        effects: what it does besides running its words: ``sets PATH``, ``writes out.txt``.
     """
 
     words: tuple[Word, ...]
@@ -44,6 +47,7 @@ class SimpleCommand:
     via: tuple[str, ...] = ()
     problem: str = ""
     offset: int = 0
+    effects: tuple[str, ...] = ()
 
     @property
     def unparsable(self) -> bool:
@@ -83,7 +87,7 @@ def from_argv(argv: Sequence[bytes]) -> list[SimpleCommand]:
     walk = _Walk()
     if argv:
         words = tuple(Word(bytes(argument)) for argument in argv)
-        walk.unwrap(words, b" ".join(argv)[:_SOURCE_BYTES], (), 0, None)
+        walk.unwrap(RawCommand(words, b" ".join(argv)[:_SOURCE_BYTES]), (), 0)
     return walk.out
 
 
@@ -195,7 +199,11 @@ class _Walk:
             return
         commands, error = parse_script(text, self.budget)
         for command in commands:
-            self.unwrap(command.words, command.source, via, depth, _stdin(command.redirects))
+            effects = _effects(command)
+            if command.words:
+                self.unwrap(command, via, depth, effects)
+            elif effects:
+                self.out.append(SimpleCommand((), command.source, via, effects=effects))
         if error is not None:
             near = text[max(0, error.offset - 20) : error.offset + 20]
             self.problem(error.reason, near, via, error.offset)
@@ -204,16 +212,12 @@ class _Walk:
         self.out.append(SimpleCommand((), source[:_SOURCE_BYTES], via, why, offset))
 
     def unwrap(
-        self,
-        words: tuple[Word, ...],
-        source: bytes,
-        via: tuple[str, ...],
-        depth: int,
-        stdin: bytes | None,
+        self, command: RawCommand, via: tuple[str, ...], depth: int, effects: tuple[str, ...] = ()
     ) -> None:
         """Add the command, and what it is known to run in turn."""
+        words, source = command.words, command.source
         for _ in range(MAX_WRAPPERS):
-            self.out.append(SimpleCommand(words, source, via))
+            self.out.append(SimpleCommand(words, source, via, effects=effects))
             first = words[0]
             if first.vanishes and len(words) > 1:
                 words = words[1:]  # $SUDO rm x is rm x when SUDO is empty
@@ -222,7 +226,7 @@ class _Walk:
             if name is None:
                 return
             if name in _SHELLS:
-                self.shell(words, via, depth, stdin)
+                self.shell(words, via, depth, _stdin(command.redirects))
                 return
             special = _SPECIAL.get(name)
             if special is not None:
@@ -373,7 +377,7 @@ class _Walk:
             if inner:
                 name = f"{_text(words[0].text)} {_text(option)}"
                 source = b" ".join(word.text for word in inner)[:_SOURCE_BYTES]
-                self.unwrap(tuple(inner), source, (*via, name), depth + 1, None)
+                self.unwrap(RawCommand(tuple(inner), source), (*via, name), depth + 1)
 
 
 _Special = Callable[[_Walk, tuple[Word, ...], tuple[str, ...], int], None]
@@ -458,6 +462,25 @@ def _stdin(redirects: Sequence[Redirect]) -> bytes | None:
         if redirect.op in (b"<<", b"<<-", b"<<<"):
             return redirect.body
     return None
+
+
+_HARMLESS_TARGETS = frozenset([b"/dev/null", b"/dev/stdout", b"/dev/stderr"])
+
+
+def _effects(command: RawCommand) -> tuple[str, ...]:
+    """What the command does to its surroundings before any program runs."""
+    effects = [f"sets {_text(name)}" for name in command.assigned]
+    for redirect in command.redirects:
+        target = redirect.target
+        if redirect.op[:1] == b"<" and redirect.op != b"<>":
+            continue
+        if not target.parts and (
+            target.text in _HARMLESS_TARGETS
+            or (redirect.op == b">&" and re.match(rb"[0-9]*-?\Z", target.text))
+        ):
+            continue
+        effects.append(f"writes {_text(target.text)}")
+    return tuple(effects)
 
 
 def _text(data: bytes) -> str:

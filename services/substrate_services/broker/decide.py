@@ -149,6 +149,7 @@ class Explanation:
         for number, command in enumerate(self.commands, 1):
             via = f"   via {' > '.join(command.via)}" if command.via else ""
             state = f"   unreadable: {command.problem}" if command.problem else ""
+            state += f"   ({', '.join(command.effects)})" if command.effects else ""
             unknown = "   (some words are known only when it runs)" if command.dynamic else ""
             lines.append(f"  {number}. {shown(command)}{via}{state}{unknown}")
         told = [entry for entry in self.considered if all_rules or entry.matched]
@@ -192,7 +193,7 @@ def explain(policy: Policy, request: StepRequest) -> Explanation:
         commands=tuple(commands),
         considered=tuple(
             Considered(rule, command, _result(rule, command, view, request))
-            for command, view in [(c, View(c)) for c in commands if not c.problem]
+            for command, view in [(c, View(c)) for c in commands if c.words]
             for rule in policy.rules
         ),
         findings=tuple(findings),
@@ -207,6 +208,7 @@ def check(paths: Sequence[Path], *, layer: Layer = "host") -> Checked:
     Args:
         paths: the files; each is checked as ``layer``, except ``.substrate/policy.yaml``, which
             is a project's.
+        layer: which layer the files are meant for; a project's or session's can do less.
     """
     entries: list[tuple[Layer, Path]] = [
         ("project" if path.parts[-2:] == (".substrate", "policy.yaml") else layer, path)
@@ -260,11 +262,14 @@ def _findings(
         if command.problem:
             findings += _unparsable(policy, command)
             continue
+        if not command.words:
+            continue
         view = View(command)
         views.append((command, view))
         findings += _restricted(policy, command, view, touches)
+    complete = len(views) == len(commands) and not any(c.effects for c in commands)
     if request.reach and policy.mode != "disabled":
-        findings += _outside(policy, request, views, complete=len(views) == len(commands))
+        findings += _outside(policy, request, views, complete=complete)
     return findings
 
 
@@ -277,10 +282,12 @@ def _restricted(
         if not rule.when or rule.when & touches:
             found.setdefault(rule.id, _by_rule(rule, command, certain=True))
     if view.dynamic:
-        for rule in policy.restricting.rules:
+        for rule in policy.restricting.possible(view):
             counts = not rule.when or rule.when & touches
             if counts and rule.id not in found and rule.could_match(view):
                 found[rule.id] = _by_rule(rule, command, certain=False)
+                if rule.mode == "enforce":
+                    break  # they all say ask, so the first one enforced speaks for the rest
     return list(found.values())
 
 
@@ -310,15 +317,15 @@ def _outside(
         default = policy.defaults[reach]
         findings.append(
             Finding(
-                default.action,
-                None,
-                None,
-                True,
-                policy.mode,
-                "default",
-                default.source,
-                _reach_reason(reach, default.action),
-            )  # fmt: skip
+                action=default.action,
+                rule=None,
+                command=None,
+                certain=True,
+                mode=policy.mode,
+                rule_id="default",
+                source=default.source,
+                reason=_reach_reason(reach, default.action),
+            )
         )
     return findings
 
@@ -354,9 +361,8 @@ def _unparsable(policy: Policy, command: SimpleCommand) -> list[Finding]:
 
 def _by_rule(rule: Rule, command: SimpleCommand, *, certain: bool) -> Finding:
     action: DecisionAction = rule.action if certain else "ask"
-    return Finding(
-        action, rule, command, certain, rule.mode, rule.id, rule.source, ""
-    )  # the reason is worded for the winner only
+    # The reason is worded for the winner only, by _rule_reason.
+    return Finding(action, rule, command, certain, rule.mode, rule.id, rule.source, "")
 
 
 def _rule_reason(finding: Finding) -> str:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from substrate_services.broker.commands import SimpleCommand, command_name
-from substrate_services.broker.shell import Word, parse_script
+from substrate_services.broker.shell import parse_script
+from substrate_services.broker.shell_types import Word
 
 PatternForm = Literal["prefix", "glob", "exact"]
 _UNKNOWN = b"\0"  # stands for an unknown part; no argv holds a NUL
@@ -93,6 +94,7 @@ class Pattern:
         regex: of a glob.
         tokens: the pattern as byte values, byte sets and stars.
         first: the literal command name it needs; None when a glob leaves it open.
+        head, tail: the tokens before the first star, and those after the last one reversed.
     """
 
     spec: str
@@ -101,6 +103,8 @@ class Pattern:
     regex: re.Pattern[bytes] | None
     tokens: tuple[_Token, ...]
     first: bytes | None
+    head: tuple[_Token, ...] = ()
+    tail: tuple[_Token, ...] = ()
 
     def matches(self, view: View) -> bool:
         """True when the command as spelled is one the pattern names."""
@@ -133,14 +137,16 @@ class Pattern:
         if len(segments) < 2:
             return self.matches(view)
         if _STAR in self.tokens:
-            head, tail = self.tokens[: self.tokens.index(_STAR)], _after_last_star(self.tokens)
-            return _agree(head, segments[0]) and _agree(tail[::-1], segments[-1][::-1])
+            return _agree(self.head, segments[0]) and _agree(self.tail, segments[-1][::-1])
         return _fits(self.tokens, segments)
 
 
-def _after_last_star(tokens: tuple[_Token, ...]) -> tuple[_Token, ...]:
-    at = len(tokens) - 1 - tokens[::-1].index(_STAR)
-    return tokens[at + 1 :]
+def _ends(tokens: tuple[_Token, ...]) -> tuple[tuple[_Token, ...], tuple[_Token, ...]]:
+    """The tokens before the first star and, reversed, those after the last."""
+    if _STAR not in tokens:
+        return (), ()
+    backwards = tokens[::-1]
+    return tokens[: tokens.index(_STAR)], backwards[: backwards.index(_STAR)]
 
 
 def _admits(token: _Token, byte: int) -> bool:
@@ -149,6 +155,8 @@ def _admits(token: _Token, byte: int) -> bool:
 
 def _agree(tokens: Sequence[_Token], text: bytes) -> bool:
     """One of the two can be the beginning of the other."""
+    if not tokens or not text:
+        return True
     return all(_admits(token, byte) for token, byte in zip(tokens, text, strict=False))
 
 
@@ -205,7 +213,7 @@ def compile_pattern(spec: str) -> Pattern:
     _pattern_words(text, spec)
     tokens, regex = _compile_glob(text, spec)
     head = re.match(rb"[^*?\[ ]+(?= )", text)
-    return Pattern(spec, "glob", (), regex, tokens, head[0] if head else None)
+    return Pattern(spec, "glob", (), regex, tokens, head[0] if head else None, *_ends(tokens))
 
 
 def exact_pattern(words: Sequence[str]) -> Pattern:
@@ -218,7 +226,7 @@ def exact_pattern(words: Sequence[str]) -> Pattern:
         raise PatternError("an empty argv never matches; give the command and its arguments")
     if any("\0" in word for word in words):
         raise PatternError("an argv never holds a NUL byte")
-    return _from_words(repr(list(words)), "exact", tuple(word.encode() for word in words))
+    return _from_words(" ".join(words), "exact", tuple(word.encode() for word in words))
 
 
 def _from_words(spec: str, form: PatternForm, words: tuple[bytes, ...]) -> Pattern:
@@ -227,7 +235,7 @@ def _from_words(spec: str, form: PatternForm, words: tuple[bytes, ...]) -> Patte
     tokens: list[_Token] = list(b" ".join(words))
     if form == "prefix":
         tokens.append(_STAR)
-    return Pattern(spec, form, words, None, tuple(tokens), words[0])
+    return Pattern(spec, form, words, None, tuple(tokens), words[0], *_ends(tuple(tokens)))
 
 
 def _pattern_words(text: bytes, spec: str) -> tuple[Word, ...]:

@@ -64,15 +64,18 @@ class RuleIndex:
     leave the first word open are tried against every command.
     """
 
-    __slots__ = ("_first_globs", "_open_globs", "_words", "rules")
+    __slots__ = ("_by_first", "_first_globs", "_open_globs", "_words", "rules")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
         self._words: dict[bytes, dict[int, dict[tuple[bytes, ...], list[Rule]]]] = {}
         self._first_globs: dict[bytes, list[tuple[Pattern, Rule]]] = {}
         self._open_globs: list[tuple[Pattern, Rule]] = []
+        self._by_first: dict[bytes, list[Rule]] = {}
         for rule in self.rules:
             for pattern in rule.patterns:
+                if pattern.first is not None:
+                    self._by_first.setdefault(pattern.first, []).append(rule)
                 if pattern.form != "glob":
                     by_length = self._words.setdefault(pattern.words[0], {})
                     at_length = by_length.setdefault(len(pattern.words), {})
@@ -81,6 +84,17 @@ class RuleIndex:
                     self._first_globs.setdefault(pattern.first, []).append((pattern, rule))
                 else:
                     self._open_globs.append((pattern, rule))
+
+    def possible(self, view: View) -> Iterator[Rule]:
+        """Rules that a command with unknown words might match, in order; one may come twice."""
+        if view.segments[0] == b"":
+            return iter(self.rules)
+        found = list(self._by_first.get(view.words[0], ()))
+        if view.full is not None:
+            found += self._by_first.get(view.full[0], ())
+        found += (rule for _, rule in self._open_globs)
+        found.sort(key=lambda rule: rule.order)
+        return iter(found)
 
     def matching(self, view: View) -> Iterator[Rule]:
         """Rules that match the command as spelled; one may come twice."""
@@ -196,6 +210,7 @@ def merge_layers(layers: Sequence[LayerFile]) -> Policy:
     mode = _owner_mode(layers)
     disabled = _disabled_ids(layers)
     rules: list[Rule] = []
+    taken = {rule.id for layer in layers for rule in layer.rules if not rule.derived}
     for layer in layers:
         own = layer.layer in _OWNER
         layer_mode = mode if own else (layer.mode or mode)
@@ -204,7 +219,8 @@ def merge_layers(layers: Sequence[LayerFile]) -> Policy:
                 continue
             if not own and rule.action == "allow":
                 notes.append(_allow_note(rule))
-            rules.append(replace(rule, mode=layer_mode, order=len(rules)))
+            rule_id = _free_id(rule.id, taken) if rule.derived else rule.id
+            rules.append(replace(rule, id=rule_id, mode=layer_mode, order=len(rules)))
     defaults = _merge_defaults(layers, notes)
     active = [rule for rule in rules if rule.mode != "disabled"]
     return Policy(
@@ -220,6 +236,15 @@ def merge_layers(layers: Sequence[LayerFile]) -> Policy:
             rule for rule in active if rule.action == "allow" and rule.layer in _OWNER
         ),
     )
+
+
+def _free_id(wanted: str, taken: set[str]) -> str:
+    """A derived id, numbered when another rule has it."""
+    rule_id, count = wanted, 2
+    while rule_id in taken:
+        rule_id, count = f"{wanted}-{count}", count + 1
+    taken.add(rule_id)
+    return rule_id
 
 
 def _owner_mode(layers: Sequence[LayerFile]) -> PolicyMode:
@@ -250,6 +275,8 @@ def _clashing_ids(layers: Sequence[LayerFile]) -> list[Problem]:
     problems = []
     for layer in layers:
         for rule in layer.rules:
+            if rule.derived:
+                continue
             first = seen.setdefault(rule.id, rule)
             if first.file != rule.file:
                 message = f"id `{rule.id}` is already used at {first.source}; give another id"

@@ -86,6 +86,7 @@ class Rule:
         mode: how the layer is applied; set when layers are merged.
         file, line: where it stands.
         order: position over all layers.
+        derived: the id was made up from the pattern; merging may number it.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Rule:
     file: str = ""
     line: int = 0
     order: int = 0
+    derived: bool = False
 
     @property
     def source(self) -> str:
@@ -146,7 +148,7 @@ def parse_policy(data: bytes, layer: Layer, name: str) -> tuple[LayerFile, list[
 
 def command_views(commands: list[SimpleCommand]) -> list[View]:
     """The views of the commands that could be read."""
-    return [View(command) for command in commands if not command.problem]
+    return [View(command) for command in commands if command.words]
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -343,6 +345,7 @@ class _Reader:
             layer=self.layer,
             file=self.name,
             line=node.start_mark.line + 1,
+            derived="id" not in found,
         )
         self.run_examples(rule, found.get("match"), wanted=True)
         self.run_examples(rule, found.get("not_match"), wanted=False)
@@ -396,8 +399,8 @@ class _Reader:
     ) -> str:
         line = node.start_mark.line + 1
         if given is None:
-            base = f"{action}:{patterns[0].spec if patterns else line}"
-            base = re.sub(r"[^A-Za-z0-9_.:/-]+", "-", base).strip("-")[:80]
+            spec = patterns[0].spec if patterns else str(line)
+            base = f"{action}:" + re.sub(r"[^A-Za-z0-9_./-]+", "-", spec).strip("-")[:80]
             rule_id, count = base, 2
             while rule_id in self.ids:
                 rule_id, count = f"{base}-{count}", count + 1

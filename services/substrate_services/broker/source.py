@@ -63,7 +63,7 @@ class PolicySource:
         key = (project, tuple(files))
         with self._lock:
             host = self._read_host()
-            stamp = _stamp(self._own_files(project, files))
+            stamp = _stamp(self._own_files(project, files)) if project or files else ()
             kept = self._kept.get(key)
             if kept is not None and kept[0] == stamp:
                 return kept[1]
