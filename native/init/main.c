@@ -47,6 +47,7 @@ static void learn_self(char **arguments) {
 /* From the first instruction on nothing below may look into us, and we go with the launcher. */
 static void shield(void) {
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    prctl(PR_SET_NAME, "substrate-init", 0, 0, 0); /* executed from a memfd, it is named after it */
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     struct rlimit none = {0, 0}, files;
     setrlimit(RLIMIT_CORE, &none);

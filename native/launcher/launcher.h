@@ -36,7 +36,7 @@ int fail_set(struct fail *fail, int error, const char *format, ...)
 
 /* ---- config and what the probe found -------------------------------------------------------- */
 
-#define OVERLAY_OPTIONS_MAX 8
+#define OVERLAY_OPTIONS_MAX 10
 
 struct config {
     const char *socket_path;

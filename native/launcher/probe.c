@@ -12,16 +12,17 @@
 /*
  * Sets of overlay options, the best first; name, value pairs. index and nfs_export let fanotify see
  * the overlay's own changes; redirect_dir makes renaming a lower directory work; userxattr is what
- * a user namespace may use.
+ * a user namespace may use; volatile leaves out the sync of the host's whole file system that
+ * unmounting costs otherwise (docs/adr/0002-id-mapping.md has the figures).
  */
 static const char *const ROOT_OPTIONS[][OVERLAY_OPTIONS_MAX + 1] = {
-    {"index", "on", "nfs_export", "on", "redirect_dir", "on", NULL},
-    {"index", "on", "redirect_dir", "on", NULL},
+    {"index", "on", "nfs_export", "on", "redirect_dir", "on", "volatile", NULL, NULL},
+    {"index", "on", "redirect_dir", "on", "volatile", NULL, NULL},
     {"redirect_dir", "on", NULL},
     {NULL},
 };
-static const char *const USER_OPTIONS[][OVERLAY_OPTIONS_MAX + 1] = {{"userxattr", NULL, NULL},
-                                                                    {NULL}};
+static const char *const USER_OPTIONS[][OVERLAY_OPTIONS_MAX + 1] = {
+    {"userxattr", NULL, "volatile", NULL, NULL}, {"userxattr", NULL, NULL}, {NULL}};
 
 struct probe_result {
     struct fail fail;
