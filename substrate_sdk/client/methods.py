@@ -1,0 +1,89 @@
+"""The remote procedures that the SDK calls, typed, without the generated stubs.
+
+The generated ``*_pb2_grpc`` modules import grpc, which takes longer than everything else in the
+start of a command together; messages and paths are all that a call needs. A test holds this
+table against the service descriptors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from substrate_sdk._pb.substrate.world.v1alpha1 import (
+    commits_pb2,
+    execs_pb2,
+    files_pb2,
+    worlds_pb2,
+)
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    RequestT = TypeVar("RequestT", bound=Message)
+    ResponseT = TypeVar("ResponseT", bound=Message)
+else:  # the bounds are for the type checker alone
+    RequestT = TypeVar("RequestT")
+    ResponseT = TypeVar("ResponseT")
+
+
+class Method(Generic[RequestT, ResponseT]):
+    """One remote procedure.
+
+    Attributes:
+        path: ``/package.Service/Method``.
+        request: the request's class.
+        response: the response's class.
+        repeatable: a lost call may be sent again: its comment in the proto says so.
+    """
+
+    __slots__ = ("path", "repeatable", "request", "response")
+
+    def __init__(
+        self,
+        path: str,
+        request: type[RequestT],
+        response: type[ResponseT],
+        *,
+        repeatable: bool = True,
+    ) -> None:
+        self.path = path
+        self.request = request
+        self.response = response
+        self.repeatable = repeatable
+
+
+_WORLD = "/substrate.world.v1alpha1.WorldService/"
+
+CREATE_WORLD = Method(
+    _WORLD + "CreateWorld", worlds_pb2.CreateWorldRequest, worlds_pb2.CreateWorldResponse
+)
+GET_WORLD = Method(_WORLD + "GetWorld", worlds_pb2.GetWorldRequest, worlds_pb2.GetWorldResponse)
+LIST_WORLDS = Method(
+    _WORLD + "ListWorlds", worlds_pb2.ListWorldsRequest, worlds_pb2.ListWorldsResponse
+)
+REMOVE_WORLD = Method(
+    _WORLD + "RemoveWorld", worlds_pb2.RemoveWorldRequest, worlds_pb2.RemoveWorldResponse
+)
+GET_CAPABILITIES = Method(
+    _WORLD + "GetCapabilities",
+    worlds_pb2.GetCapabilitiesRequest,
+    worlds_pb2.GetCapabilitiesResponse,
+)
+START_EXEC = Method(_WORLD + "StartExec", execs_pb2.StartExecRequest, execs_pb2.StartExecResponse)
+STREAM_EXEC = Method(
+    _WORLD + "StreamExec", execs_pb2.StreamExecRequest, execs_pb2.StreamExecResponse
+)
+WRITE_STDIN = Method(
+    _WORLD + "WriteStdin", execs_pb2.WriteStdinRequest, execs_pb2.WriteStdinResponse
+)
+RESIZE_PTY = Method(_WORLD + "ResizePty", execs_pb2.ResizePtyRequest, execs_pb2.ResizePtyResponse)
+SIGNAL_EXEC = Method(
+    _WORLD + "SignalExec",
+    execs_pb2.SignalExecRequest,
+    execs_pb2.SignalExecResponse,
+    repeatable=False,
+)
+GET_EXEC = Method(_WORLD + "GetExec", execs_pb2.GetExecRequest, execs_pb2.GetExecResponse)
+READ_FILE = Method(_WORLD + "ReadFile", files_pb2.ReadFileRequest, files_pb2.ReadFileResponse)
+WRITE_FILE = Method(_WORLD + "WriteFile", files_pb2.WriteFileRequest, files_pb2.WriteFileResponse)
+GET_DIFF = Method(_WORLD + "GetDiff", commits_pb2.GetDiffRequest, commits_pb2.GetDiffResponse)

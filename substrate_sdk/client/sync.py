@@ -1,0 +1,736 @@
+"""The same without ``await``: every method runs its asynchronous twin over blocking calls.
+
+There is no logic here, and no event loop either; ``transport.drive`` says how that works.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
+
+from substrate_sdk.client.execs import (
+    AsyncByteStream,
+    AsyncExec,
+    AsyncOutputReader,
+    AsyncStdin,
+    OutputCallback,
+)
+from substrate_sdk.client.files import AsyncFiles
+from substrate_sdk.client.requests import CommandLike, PathLike, WorldOptions
+from substrate_sdk.client.substrate import (
+    AsyncSession,
+    AsyncSubstrate,
+    create_world,
+    open_connection,
+)
+from substrate_sdk.client.transport import BlockingRuntime, drive
+from substrate_sdk.client.worlds import AsyncDiff, AsyncWorld
+from substrate_sdk.config import Endpoint
+from substrate_sdk.types import Capability, Change, Decision, Output, Result, WorldInfo
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from substrate_sdk._jsonform import JsonObject
+    from substrate_sdk.client.replays import OnProgress
+    from substrate_sdk.client.substrate import SpanLike
+    from substrate_sdk.records import Explanation, PolicyCheck, Report, Span, Verification
+
+ItemT = TypeVar("ItemT")
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+
+
+class _Iteration(Generic[ItemT]):
+    """An asynchronous iterator of the blocking client, as an iterator."""
+
+    def __init__(self, items: AsyncIterator[ItemT]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[ItemT]:
+        return self
+
+    def __next__(self) -> ItemT:
+        try:
+            return drive(_next(self._items))
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+
+async def _next(items: AsyncIterator[ItemT]) -> ItemT:
+    return await anext(items)
+
+
+class Stdin:
+    """The standard input of an exec."""
+
+    def __init__(self, inner: AsyncStdin) -> None:
+        self._inner = inner
+
+    def write(self, data: bytes) -> None:
+        """Write all of it; returns when the world has it.
+
+        Raises:
+            StdinClosed: the command has closed it or is over (a BrokenPipeError).
+        """
+        drive(self._inner.write(data))
+
+    def close(self) -> None:
+        """Say that no more will come. Idempotent."""
+        drive(self._inner.close())
+
+
+class OutputReader(_Iteration[Output]):
+    """The output of an exec, live, from the start of its log; ends with the command.
+
+    Every reader reads by itself, at its own pace, from the first byte on.
+    """
+
+    def __init__(self, inner: AsyncOutputReader) -> None:
+        super().__init__(inner)
+        self._inner = inner
+
+    def close(self) -> None:
+        """Stop reading. The command goes on."""
+        drive(self._inner.close())
+
+
+class ByteStream(_Iteration[bytes]):
+    """One of the streams of an exec: iterating gives its bytes as they come."""
+
+    def __init__(self, inner: AsyncByteStream) -> None:
+        super().__init__(inner)
+        self._inner = inner
+
+    def read(self) -> bytes:
+        """All of it that was not read yet, to the end of the command."""
+        return drive(self._inner.read())
+
+    def close(self) -> None:
+        """Stop reading."""
+        drive(self._inner.close())
+
+
+class Exec:
+    """A command in a world. Losing this handle does not end the command.
+
+    Attributes:
+        stdin: its standard input.
+        stdout: its standard output, or what it writes to its terminal.
+        stderr: its standard error.
+    """
+
+    def __init__(self, inner: AsyncExec) -> None:
+        self._inner = inner
+        self.stdin = Stdin(inner.stdin)
+        self.stdout = ByteStream(inner.stdout)
+        self.stderr = ByteStream(inner.stderr)
+
+    @property
+    def exec_id(self) -> str:
+        """Its id in the world."""
+        return self._inner.exec_id
+
+    @property
+    def world_id(self) -> str:
+        """Its world."""
+        return self._inner.world_id
+
+    @property
+    def session_id(self) -> str:
+        """Its session."""
+        return self._inner.session_id
+
+    @property
+    def span_id(self) -> str:
+        """Its span, 16 hex digits."""
+        return self._inner.span_id
+
+    @property
+    def pid(self) -> int:
+        """Its first process, in the world; 0 where it never ran."""
+        return self._inner.pid
+
+    @property
+    def decision(self) -> Decision:
+        """What policy said."""
+        return self._inner.decision
+
+    @property
+    def result(self) -> Result | None:
+        """The outcome; None before :meth:`wait` returned."""
+        return self._inner.result
+
+    def output(self, *, timeout_s: float | None = None) -> OutputReader:
+        """A reader of both streams, in order, from the first byte on."""
+        return OutputReader(self._inner.output(timeout_s=timeout_s))
+
+    def wait(
+        self, timeout_s: float | None = None, *, on_output: OutputCallback | None = None
+    ) -> Result:
+        """Wait for the end of the command and its records.
+
+        Args:
+            timeout_s: seconds to wait at most; the command goes on afterwards.
+            on_output: called with each piece of output as it comes.
+
+        Raises:
+            CallTimeout: it is not over (a TimeoutError).
+        """
+        return drive(self._inner.wait(timeout_s, on_output=on_output))
+
+    def feed(self, data: bytes) -> None:
+        """Write all of standard input and close it; a command need not read it."""
+        drive(self._inner.feed(data))
+
+    def signal(self, name: str, *, whole_tree: bool = True) -> None:
+        """Send a signal, by name: INT, SIGTERM. A finished command takes it as well, in silence.
+
+        Args:
+            name: with or without SIG.
+            whole_tree: to everything that the command started, else to its first process.
+        """
+        drive(self._inner.signal(name, whole_tree=whole_tree))
+
+    def kill(self) -> None:
+        """End it and all it started, at once."""
+        drive(self._inner.kill())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal."""
+        drive(self._inner.resize(rows, columns))
+
+
+class Files:
+    """Reads and writes files as the world's user may. Relative paths start at the world's cwd."""
+
+    def __init__(self, inner: AsyncFiles) -> None:
+        self._inner = inner
+
+    def read(self, path: PathLike, *, offset: int = 0, length: int | None = None) -> bytes:
+        """The content of a file, or a part of it.
+
+        Args:
+            path: absolute, or relative to the world's cwd.
+            offset: of the first byte.
+            length: bytes at most; None means to the end.
+
+        Raises:
+            WorldFileNotFound: there is no such file (a FileNotFoundError).
+            WorldFileDenied: the world's user may not read it (a PermissionError).
+        """
+        return drive(self._inner.read(path, offset=offset, length=length))
+
+    def read_text(self, path: PathLike) -> str:
+        """The content of a file as UTF-8.
+
+        Raises:
+            UnicodeDecodeError: it is not.
+        """
+        return drive(self._inner.read_text(path))
+
+    def write(
+        self,
+        path: PathLike,
+        data: bytes | str,
+        *,
+        mode: int | None = None,
+        make_parents: bool = False,
+    ) -> Result:
+        """Write a whole file: a step with a span of its own.
+
+        Args:
+            path: absolute, or relative to the world's cwd.
+            data: the content; text is written as UTF-8.
+            mode: permission bits of a new file; 0o644 when None.
+            make_parents: make missing directories.
+
+        Raises:
+            WorldFileNotFound: a directory above it is missing.
+            WorldFileDenied: the world's user may not write there.
+        """
+        return drive(self._inner.write(path, data, mode=mode, make_parents=make_parents))
+
+
+class Diff:
+    """What a world or a step changed."""
+
+    def __init__(self, inner: AsyncDiff) -> None:
+        self._inner = inner
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The changes, by path."""
+        return self._inner.changes
+
+    def patch(self) -> bytes:
+        """The changes as a patch that ``git apply`` and ``patch -p1`` take."""
+        return drive(self._inner.patch())
+
+    def patch_pieces(self) -> Iterator[bytes]:
+        """The patch in pieces, for one too large to hold."""
+        return _Iteration(self._inner.patch_pieces())
+
+
+class World:
+    """An isolated place to run commands in. Made by ``Substrate.world`` or ``connect``.
+
+    As a context manager it is removed at the end, unless it is to be kept.
+
+    Attributes:
+        files: its files.
+    """
+
+    def __init__(self, inner: AsyncWorld) -> None:
+        self._inner = inner
+        self.files = Files(inner.files)
+
+    @property
+    def world_id(self) -> str:
+        """Its id."""
+        return self._inner.world_id
+
+    @property
+    def session_id(self) -> str:
+        """The session that its steps belong to."""
+        return self._inner.session_id
+
+    @property
+    def info(self) -> WorldInfo:
+        """What the host said of it last; :meth:`refresh` asks again."""
+        return self._inner.info
+
+    def refresh(self) -> WorldInfo:
+        """Ask the host what it knows of the world now."""
+        return drive(self._inner.refresh())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        drive(self._inner.__aexit__(kind, error, trace))
+
+    def exec(
+        self,
+        command: CommandLike,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: PathLike | None = None,
+        user: str = "",
+        umask: int | None = None,
+        stdin: bool = True,
+        pty: bool | tuple[int, int] = False,
+        on_ask: str = "deny",
+        exec_id: str | None = None,
+    ) -> Exec:
+        """Start a command and give a live handle to it.
+
+        Args:
+            command: a string for the shell (bash, or sh where there is none), or exact arguments.
+            timeout_s: seconds after which the command and all it started are ended.
+            env: set over the world's environment.
+            cwd: where to start, in the world; the world's own when None.
+            user: in the world; the world's own when empty.
+            umask: file mode creation mask; 0o022 when None.
+            stdin: with a standard input to write to; without, it reads nothing.
+            pty: with a terminal: True, or its (rows, columns).
+            on_ask: where policy wants a person to be asked: "deny", or "wait" for the answer.
+            exec_id: names the step, so that it can be asked for again; made up when None.
+
+        Raises:
+            InvalidArgument: the command is empty or has a null byte in it.
+            WorldNotFound: the world was removed.
+            WorldLost: its init is gone.
+        """
+        return Exec(
+            drive(
+                self._inner.exec(
+                    command,
+                    timeout_s=timeout_s,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    umask=umask,
+                    stdin=stdin,
+                    pty=pty,
+                    on_ask=on_ask,
+                    exec_id=exec_id,
+                )
+            )
+        )
+
+    def run(
+        self,
+        command: CommandLike,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: PathLike | None = None,
+        stdin: bytes | str | None = None,
+        check: bool = False,
+        user: str = "",
+        umask: int | None = None,
+        on_ask: str = "deny",
+        on_output: OutputCallback | None = None,
+    ) -> Result:
+        """Run a command to its end.
+
+        A non-zero exit, a signal, a time-out (with the output until then) and a denial are
+        results. Interrupting the call (Ctrl-C) ends the command.
+
+        Args:
+            command: a string for the shell (bash, or sh where there is none), or exact arguments.
+            timeout_s: seconds after which the command and all it started are ended.
+            env: set over the world's environment.
+            cwd: where to start, in the world; the world's own when None.
+            stdin: what it reads; nothing when None. Text is sent as UTF-8.
+            check: raise when the command does not exit with 0.
+            user: in the world; the world's own when empty.
+            umask: file mode creation mask; 0o022 when None.
+            on_ask: where policy wants a person to be asked: "deny", or "wait" for the answer.
+            on_output: called with each piece of output as it comes.
+
+        Raises:
+            CommandFailed: with ``check``; it carries the result.
+            SubstrateError: Substrate itself could not do what was asked.
+        """
+        return drive(
+            self._inner.run(
+                command,
+                timeout_s=timeout_s,
+                env=env,
+                cwd=cwd,
+                stdin=stdin,
+                check=check,
+                user=user,
+                umask=umask,
+                on_ask=on_ask,
+                on_output=on_output,
+            )
+        )
+
+    def diff(self) -> Diff:
+        """All that the world changed since it was made."""
+        return Diff(drive(self._inner.diff()))
+
+    def remove(self) -> None:
+        """End everything in it and take it down; its records stay. Idempotent."""
+        drive(self._inner.remove())
+
+
+class Session:
+    """An agent's ordered steps over one or more worlds: the unit of sequential replay.
+
+    As a context manager it ends itself, and with it its worlds that are not to be kept.
+    """
+
+    def __init__(self, inner: AsyncSession) -> None:
+        self._inner = inner
+
+    @property
+    def session_id(self) -> str:
+        """Its id."""
+        return self._inner.session_id
+
+    @property
+    def trace_id(self) -> str:
+        """Its trace, 32 hex digits."""
+        return self._inner.trace_id
+
+    @property
+    def agent_id(self) -> str:
+        """Who works in it."""
+        return self._inner.agent_id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        drive(self._inner.__aexit__(kind, error, trace))
+
+    def world(self, **options: Unpack[WorldOptions]) -> World:
+        """Make a world in this session; see :class:`WorldOptions`."""
+        return World(drive(self._inner.make_world(options)))
+
+    def end(self) -> None:
+        """End it. Idempotent."""
+        drive(self._inner.end())
+
+
+class Substrate:
+    """A client of one host: safe between threads, after a fork, and inside a running event loop.
+
+    Args:
+        endpoint: ``unix:///path`` or ``host:port``; when None, what ``SUBSTRATE_ENDPOINT`` names,
+            else an embedded host of your own, started if it does not run and shared by all who
+            use the same home.
+        home: the embedded host's home; when None, what ``SUBSTRATE_HOME`` names, else
+            ``~/.substrate``.
+
+    Raises:
+        InvalidArgument: the endpoint is malformed.
+    """
+
+    def __init__(
+        self, endpoint: str | None = None, *, home: str | os.PathLike[str] | None = None
+    ) -> None:
+        self._connection = open_connection(BlockingRuntime(), endpoint, home)
+        self._inner = AsyncSubstrate.over(self._connection)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the host listens."""
+        return self._connection.endpoint
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection up. Worlds and commands go on; a later call connects again."""
+        drive(self._inner.close())
+
+    def connect_host(self) -> None:
+        """Find the host, or start the embedded one."""
+        drive(self._inner.connect_host())
+
+    # --- worlds and sessions ----------------------------------------------------------------
+
+    def world(self, **options: Unpack[WorldOptions]) -> World:
+        """Make a world, in a session of its own; see :class:`WorldOptions`.
+
+        ``with sub.world() as world`` removes it at the end.
+
+        Raises:
+            ProjectRefused: the directory cannot be a project.
+            NoNamespaces: the host cannot make worlds; the message has the fix.
+            NotBuilt: an option that this host does not know yet.
+            PolicyInvalid: the policy file has mistakes.
+        """
+        return World(drive(create_world(self._connection, "", options)))
+
+    def session(self, *, agent_id: str = "", metadata: Mapping[str, str] | None = None) -> Session:
+        """Begin a session.
+
+        Args:
+            agent_id: who works in it.
+            metadata: free labels.
+        """
+        return Session(drive(self._inner.begin_session(agent_id, metadata)))
+
+    def connect(self, world_id: str, *, agent_id: str = "") -> World:
+        """A world that is there. It is not removed at the end of a with block.
+
+        Raises:
+            WorldNotFound: there is no such world.
+        """
+        return World(drive(self._inner.connect(world_id, agent_id=agent_id)))
+
+    def worlds(self, *, session_id: str = "") -> list[WorldInfo]:
+        """The worlds of the host, oldest first.
+
+        Args:
+            session_id: only those of this session.
+        """
+        return drive(self._inner.worlds(session_id=session_id))
+
+    def remove_world(self, world_id: str) -> None:
+        """End everything in a world and take it down. Idempotent."""
+        drive(self._inner.remove_world(world_id))
+
+    def capabilities(self) -> list[Capability]:
+        """What the host can do."""
+        return drive(self._inner.capabilities())
+
+    # --- what was recorded ------------------------------------------------------------------
+
+    def span(self, span: SpanLike) -> Span:
+        """One recorded step.
+
+        Args:
+            span: its id, an unambiguous prefix of it, ``@last``, or a result.
+
+        Raises:
+            SpanNotFound: there is no such step.
+            SpanAmbiguous: the prefix fits several.
+        """
+        return drive(self._inner.span(span))
+
+    def spans(
+        self,
+        *,
+        limit: int | None = None,
+        session_id: str = "",
+        world_id: str = "",
+        kind: str = "",
+        text: str = "",
+        exit_code: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        path: PathLike | None = None,
+        host: str = "",
+    ) -> Iterator[Span]:
+        """Recorded steps, newest first, without their processes.
+
+        Args:
+            limit: at most this many.
+            session_id: only of this session.
+            world_id: only of this world.
+            kind: only of this kind: exec, files.write.
+            text: only commands that contain this.
+            exit_code: only with this exit code.
+            since: only from then on.
+            until: only until then.
+            path: only those that changed this path.
+            host: only those that contacted this host.
+        """
+        return _Iteration(
+            self._inner.spans(
+                limit=limit,
+                session_id=session_id,
+                world_id=world_id,
+                kind=kind,
+                text=text,
+                exit_code=exit_code,
+                since=since,
+                until=until,
+                path=path,
+                host=host,
+            )
+        )
+
+    def events(self, span: SpanLike, *, bounded: bool = False) -> Iterator[JsonObject]:
+        """The events of a step, as the journal writes them.
+
+        Args:
+            span: its id, a prefix, ``@last``, or a result.
+            bounded: only the bounded lines that are in the journal itself.
+        """
+        return _Iteration(self._inner.events(span, bounded=bounded))
+
+    def object(self, digest: str) -> Iterator[bytes]:
+        """The bytes of an object, in pieces: output, a file's content, an event batch.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            ObjectCorrupt: it does not hold what its digest names.
+        """
+        return _Iteration(self._inner.object(digest))
+
+    def diff(self, what: SpanLike) -> Diff:
+        """What a step changed, also after its world is gone; or all that a world did.
+
+        Args:
+            what: a span as for :meth:`span`, or a world's id.
+        """
+        return Diff(drive(self._inner.diff(what)))
+
+    def verify(self) -> Verification:
+        """Check the journal's chain."""
+        return drive(self._inner.verify())
+
+    def replay(
+        self,
+        span: SpanLike | None = None,
+        *,
+        session: str | None = None,
+        runs: int = 1,
+        use_host_base: bool = False,
+        keep_worlds: bool = False,
+        compare_mtime: bool = False,
+        against: PathLike | None = None,
+        variations: tuple[str, ...] = (),
+        hosts: tuple[str, ...] = (),
+        agent_id: str = "",
+        on_progress: OnProgress | None = None,
+    ) -> Report:
+        """Run a recorded step or session again, in fresh worlds, and say whether it did the same.
+
+        Args:
+            span: a step: its id, a prefix, ``@last``, or a result.
+            session: a session's id, instead of a step.
+            runs: how often.
+            use_host_base: use the host's base for what cannot be restored.
+            keep_worlds: keep the worlds of the replay.
+            compare_mtime: compare modification times too.
+            against: a directory of the host to run as well, and compare.
+            variations: what to vary: environment, time, hostname and so on.
+            hosts: hosts to use; none means this one.
+            agent_id: who asks, for records.
+            on_progress: called with each stage as it begins.
+
+        Raises:
+            SpanNotFound: there is no such step.
+            NotBuilt: a way of replaying that this host does not know yet.
+        """
+        return drive(
+            self._inner.replay(
+                span,
+                session=session,
+                runs=runs,
+                use_host_base=use_host_base,
+                keep_worlds=keep_worlds,
+                compare_mtime=compare_mtime,
+                against=against,
+                variations=variations,
+                hosts=hosts,
+                agent_id=agent_id,
+                on_progress=on_progress,
+            )
+        )
+
+    # --- policy -----------------------------------------------------------------------------
+
+    def policy_check(self, *files: PathLike) -> PolicyCheck:
+        """Look for mistakes in policy files on the host; without any, in those in force."""
+        return drive(self._inner.policy_check(*files))
+
+    def policy_explain(
+        self,
+        command: CommandLike,
+        *,
+        project: PathLike | None = None,
+        cwd: PathLike | None = None,
+        profile: str = "",
+        agent_id: str = "",
+        policy: PathLike | None = None,
+    ) -> Explanation:
+        """Say what policy would answer about a command, and how it comes to that.
+
+        Args:
+            command: a string for the shell, or exact arguments.
+            project: a directory of the host whose own policy counts too.
+            cwd: where the command would start.
+            profile: of the world.
+            agent_id: who would ask.
+            policy: a further policy file on the host.
+        """
+        return drive(
+            self._inner.policy_explain(
+                command,
+                project=project,
+                cwd=cwd,
+                profile=profile,
+                agent_id=agent_id,
+                policy=policy,
+            )
+        )

@@ -1,0 +1,249 @@
+"""A world, asynchronous: commands, files and changes in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Self
+
+from substrate_sdk._pb.substrate.world.v1alpha1 import commits_pb2, worlds_pb2
+from substrate_sdk.client import methods, requests
+from substrate_sdk.client.connection import Connection
+from substrate_sdk.client.execs import AsyncExec, OutputCallback
+from substrate_sdk.client.files import AsyncFiles
+from substrate_sdk.client.requests import CommandLike, PathLike
+from substrate_sdk.errors import SubstrateError
+from substrate_sdk.types import Change, CommandFailed, Result, WorldInfo
+
+
+class AsyncDiff:
+    """What a world or a step changed.
+
+    Attributes:
+        changes: by path.
+    """
+
+    def __init__(
+        self, connection: Connection, *, world_id: str, span_id: str, changes: tuple[Change, ...]
+    ) -> None:
+        self._connection = connection
+        self._world_id = world_id
+        self._span_id = span_id
+        self.changes = changes
+
+    async def patch(self) -> bytes:
+        """The changes as a patch that ``git apply`` and ``patch -p1`` take."""
+        return b"".join([piece async for piece in self.patch_pieces()])
+
+    async def patch_pieces(self) -> AsyncIterator[bytes]:
+        """The patch in pieces, for one too large to hold."""
+        request = diff_request(self._world_id, self._span_id)
+        request.format = commits_pb2.DIFF_FORMAT_PATCH
+        answers = self._connection.stream(methods.GET_DIFF, lambda: request, resumable=False)
+        try:
+            async for answer in answers:
+                yield answer.patch
+        finally:
+            await answers.close()
+
+
+def diff_request(world_id: str, span_id: str) -> commits_pb2.GetDiffRequest:
+    """Asks for the changes of a world, or where there is a span, of that."""
+    if span_id:
+        return commits_pb2.GetDiffRequest(span_id=span_id)
+    return commits_pb2.GetDiffRequest(world_id=world_id)
+
+
+async def read_diff(connection: Connection, *, world_id: str = "", span_id: str = "") -> AsyncDiff:
+    """Read the changes of a world, or of a step."""
+    request = diff_request(world_id, span_id)
+    answers = connection.stream(methods.GET_DIFF, lambda: request, resumable=False)
+    try:
+        changes = [Change.from_proto(answer.change) async for answer in answers]
+    finally:
+        await answers.close()
+    return AsyncDiff(connection, world_id=world_id, span_id=span_id, changes=tuple(changes))
+
+
+class AsyncWorld:
+    """An isolated place to run commands in. Made by ``AsyncSubstrate.world`` or ``connect``.
+
+    As a context manager it is removed at the end, unless it is to be kept.
+
+    Attributes:
+        files: its files.
+    """
+
+    def __init__(
+        self, connection: Connection, proto: worlds_pb2.World, *, agent_id: str, remove: bool
+    ) -> None:
+        self._connection = connection
+        self._info = WorldInfo.from_proto(proto)
+        self._agent_id = agent_id
+        self._remove_at_exit = remove
+        self.files = AsyncFiles(connection, proto.world_id)
+
+    @property
+    def world_id(self) -> str:
+        """Its id."""
+        return self._info.world_id
+
+    @property
+    def session_id(self) -> str:
+        """The session that its steps belong to."""
+        return self._info.session_id
+
+    @property
+    def info(self) -> WorldInfo:
+        """What the host said of it last; :meth:`refresh` asks again."""
+        return self._info
+
+    async def refresh(self) -> WorldInfo:
+        """Ask the host what it knows of the world now."""
+        answer = await self._connection.unary(
+            methods.GET_WORLD, worlds_pb2.GetWorldRequest(world_id=self.world_id)
+        )
+        self._info = WorldInfo.from_proto(answer.world)
+        return self._info
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._remove_at_exit:
+            return
+        if error is None:
+            await self.remove()
+        else:
+            # What went wrong in the block matters more than that tidying up failed too.
+            with contextlib.suppress(SubstrateError):
+                await self.remove()
+
+    async def exec(
+        self,
+        command: CommandLike,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: PathLike | None = None,
+        user: str = "",
+        umask: int | None = None,
+        stdin: bool = True,
+        pty: bool | tuple[int, int] = False,
+        on_ask: str = "deny",
+        exec_id: str | None = None,
+    ) -> AsyncExec:
+        """Start a command and give a live handle to it.
+
+        Args:
+            command: a string for the shell (bash, or sh where there is none), or exact arguments.
+            timeout_s: seconds after which the command and all it started are ended.
+            env: set over the world's environment.
+            cwd: where to start, in the world; the world's own when None.
+            user: in the world; the world's own when empty.
+            umask: file mode creation mask; 0o022 when None.
+            stdin: with a standard input to write to; without, it reads nothing.
+            pty: with a terminal: True, or its (rows, columns).
+            on_ask: where policy wants a person to be asked: "deny", or "wait" for the answer.
+            exec_id: names the step, so that it can be asked for again; made up when None.
+
+        Raises:
+            InvalidArgument: the command is empty or has a null byte in it.
+            WorldNotFound: the world was removed.
+            WorldLost: its init is gone.
+        """
+        request = requests.start_exec(
+            command,
+            world_id=self.world_id,
+            env=env,
+            cwd=cwd,
+            user=user,
+            umask=umask,
+            stdin=stdin,
+            pty=(24, 80) if pty is True else (pty or None),
+            timeout_s=timeout_s,
+            agent_id=self._agent_id,
+            on_ask=on_ask,
+            exec_id=exec_id,
+        )
+        # A question to a person takes as long as it takes.
+        call_s = None if on_ask == "wait" else 120.0
+        answer = await self._connection.unary(methods.START_EXEC, request, timeout_s=call_s)
+        return AsyncExec(self._connection, answer.exec)
+
+    async def run(
+        self,
+        command: CommandLike,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: PathLike | None = None,
+        stdin: bytes | str | None = None,
+        check: bool = False,
+        user: str = "",
+        umask: int | None = None,
+        on_ask: str = "deny",
+        on_output: OutputCallback | None = None,
+    ) -> Result:
+        """Run a command to its end.
+
+        A non-zero exit, a signal, a time-out (with the output until then) and a denial are
+        results. Interrupting the call (Ctrl-C, or cancelling the task) ends the command.
+
+        Args:
+            command: a string for the shell (bash, or sh where there is none), or exact arguments.
+            timeout_s: seconds after which the command and all it started are ended.
+            env: set over the world's environment.
+            cwd: where to start, in the world; the world's own when None.
+            stdin: what it reads; nothing when None. Text is sent as UTF-8.
+            check: raise when the command does not exit with 0.
+            user: in the world; the world's own when empty.
+            umask: file mode creation mask; 0o022 when None.
+            on_ask: where policy wants a person to be asked: "deny", or "wait" for the answer.
+            on_output: called with each piece of output as it comes.
+
+        Raises:
+            CommandFailed: with ``check``; it carries the result.
+            SubstrateError: Substrate itself could not do what was asked.
+        """
+        proc = await self.exec(
+            command,
+            timeout_s=timeout_s,
+            env=env,
+            cwd=cwd,
+            user=user,
+            umask=umask,
+            stdin=stdin is not None,
+            on_ask=on_ask,
+        )
+        try:
+            if stdin is not None and proc.result is None:
+                await proc.feed(stdin.encode("utf-8") if isinstance(stdin, str) else stdin)
+            result = await proc.wait(on_output=on_output)
+        except SubstrateError:
+            raise
+        except BaseException:
+            # Ctrl-C or a cancelled task: like subprocess.run, leave nothing running behind.
+            with contextlib.suppress(SubstrateError):
+                await proc.kill()
+            raise
+        if check and not result.ok:
+            raise CommandFailed(result)
+        return result
+
+    async def diff(self) -> AsyncDiff:
+        """All that the world changed since it was made."""
+        return await read_diff(self._connection, world_id=self.world_id)
+
+    async def remove(self) -> None:
+        """End everything in it and take it down; its records stay. Idempotent."""
+        await self._connection.unary(
+            methods.REMOVE_WORLD, worlds_pb2.RemoveWorldRequest(world_id=self.world_id)
+        )
+        self._remove_at_exit = False
