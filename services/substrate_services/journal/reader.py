@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -128,6 +128,7 @@ class JournalReader:
         since: float | None = None,
         text: str | None = None,
         kind: str | None = None,
+        matching: Callable[[SpanRecord], bool] | None = None,
         limit: int = 50,
         page_token: str = "",
     ) -> SpanPage:
@@ -139,6 +140,7 @@ class JournalReader:
             since: only those that started at or after this time, seconds since the epoch.
             text: only those whose command holds this text, in any case.
             kind: only this kind, ``exec`` for example.
+            matching: only those for which this says so; asked after all other filters.
             limit: at most so many, up to 1,000.
             page_token: where the page before said to go on.
 
@@ -155,7 +157,7 @@ class JournalReader:
             for seq, record in self._completes_backwards(before, wanted.needles()):
                 if since is not None and record.start_time + record.duration_ms / 1000 < since:
                     break  # those before it ended earlier still
-                if wanted.takes(record):
+                if wanted.takes(record) and (matching is None or matching(record)):
                     if len(spans) == limit:
                         return SpanPage(tuple(spans), str(last_seq))
                     spans.append(record)

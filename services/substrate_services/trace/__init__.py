@@ -1,0 +1,1 @@
+"""TraceService: the read side of what a host recorded."""
