@@ -19,6 +19,7 @@ from typing import get_args
 import blake3
 
 from substrate_services.journal import bytesjson, parts
+from substrate_services.journal.action import action_digest
 from substrate_services.journal.jsontypes import (
     Fields,
     JsonObject,
@@ -86,11 +87,6 @@ def timestamp(epoch_s: float) -> str:
     """RFC 3339 in UTC with microseconds, as every ``ts`` is written."""
     moment = datetime.fromtimestamp(epoch_s, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def action_digest(action: Action) -> str:
-    """The replay key: BLAKE3, in hex, of the action's canonical JSON."""
-    return blake3.blake3(canonical_bytes(parts.action_to_json(action))).hexdigest()
 
 
 def display_command(command: Command) -> str:
@@ -183,6 +179,7 @@ def span_to_line(record: SpanRecord, origin: Origin = DEFAULT_ORIGIN) -> JsonObj
         "event_counts": parts.pairs_to_json(record.event_counts),
         "snapshot_after": record.snapshot_after,
         "inputs_digest": record.inputs_digest,
+        "hosts": parts.text_list(record.hosts),
         "graph_edges": _graph_edges(record),
         "labels": parts.pairs_to_json(record.labels),
         "world_fs_strategy_primary": origin.fs_strategy,
@@ -235,6 +232,7 @@ def span_from_line(line: JsonObject) -> SpanRecord:
         labels=parts.text_pairs(fields, "labels"),
         replay_of_trace=fields.opt_text("replay_of_trace"),
         utc_offset_ns=fields.opt_integer("utc_offset_ns"),
+        hosts=parts.texts(fields, "hosts"),
     )
 
 

@@ -61,6 +61,7 @@ class JournalFull(JournalError):
 
     def __init__(self, path: Path, detail: str) -> None:
         self.path = path
+        self.detail = detail
         super().__init__(f"cannot record to {path}: {detail}; free space on its file system")
 
 
@@ -71,6 +72,7 @@ class JournalBroken(JournalError):
 
     def __init__(self, path: Path, detail: str) -> None:
         self.path = path
+        self.detail = detail
         super().__init__(
             f"cannot record to {path}: {detail}; check the disk, then restart the host"
         )

@@ -108,7 +108,7 @@ class Journal:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0  # the batch being written included
         self._waiters: list[tuple[int, Future[None]]] = []
-        self._error: JournalError | None = None
+        self._error: JournalFull | JournalBroken | None = None
         self._closing = False
         self._durable_seq = self._file.seq
         self._next_seq = self._file.seq + 1
@@ -216,7 +216,8 @@ class Journal:
         os.close(self._lock_fd)
         lost = self._next_seq - 1 - self._durable_seq
         if lost:
-            raise self._error or JournalBroken(self.path, f"{lost} lines were not written")
+            error = self._error or JournalBroken(self.path, f"{lost} lines were not written")
+            raise _anew(error)
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +264,7 @@ class Journal:
         if self._closing:
             raise JournalClosed(self.path)
         if isinstance(self._error, JournalBroken):
-            raise self._error
+            raise _anew(self._error)
 
     def _enqueue(self, body: bytes) -> int:
         seq = self._next_seq
@@ -354,14 +355,14 @@ class Journal:
                 future.set_result(None)
         return True
 
-    def _fail(self, error: JournalError) -> None:
+    def _fail(self, error: JournalFull | JournalBroken) -> None:
         with self._wake:
             self._error = error
             waiters, self._waiters = self._waiters, []
             self._wake.notify_all()
         for _, future in waiters:
             if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+                future.set_exception(_anew(error))
 
     def _compress(self, segments: list[Segment]) -> None:
         """Compresses rotated segments in a thread; one at a time, so a second call waits."""
@@ -373,6 +374,11 @@ class Journal:
             target=_compress_all, args=(segments,), name="journal-compress", daemon=True
         )
         self._compressor.start()
+
+
+def _anew(error: JournalFull | JournalBroken) -> JournalError:
+    """An error of its own for each who is told: raising one twice would pile up its traceback."""
+    return type(error)(error.path, error.detail)
 
 
 def _compress_all(segments: list[Segment]) -> None:
