@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from substrate_services.journal.schema import Action, Command
-from substrate_services.replay.action import (
+from substrate_services.journal.action import (
     action_digest,
     bencode,
     canonical_action,
     describe_action_difference,
 )
+from substrate_services.journal.schema import Action, Command
 
 ACTION = Action(
     command=Command((b"bash", b"-lc", b"exit 3"), shell=b"exit 3"),

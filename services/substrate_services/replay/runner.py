@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from substrate_services.errors import ServiceError
-from substrate_services.journal.codec import action_digest, display_command
+from substrate_services.journal.action import action_digest
+from substrate_services.journal.codec import display_command
 from substrate_services.journal.parts import change_from_json
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import Change, SpanRecord

@@ -23,8 +23,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from substrate_services.journal.bytesjson import display
 from substrate_services.journal.action import action_digest
+from substrate_services.journal.bytesjson import display
 from substrate_services.journal.codec import boottime_to_utc_ns
 from substrate_services.journal.jsontypes import JsonObject, JsonValue
 from substrate_services.journal.schema import Process, SpanRecord

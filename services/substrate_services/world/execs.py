@@ -35,8 +35,8 @@ from substrate_services.journal.schema import (
 )
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
-from substrate_services.world.ids import EXEC_ID, new_span_id
 from substrate_services.world.ended import Ended
+from substrate_services.world.ids import EXEC_ID, new_span_id
 from substrate_services.world.init_client import (
     ExecStart,
     ExecState,
@@ -208,8 +208,6 @@ class Execs:
             labels=world.spec.labels,
             utc_offset_ns=_boot_to_utc_ns(),
         )
-        if replay_of is None:
-            start = replace(start, action=_with_identity(start, world))
         exec_ = Exec(start, world.directory / "execs" / request.exec_id)
         exec_.stdin_pipe = request.stdin_pipe
         exec_.directory.mkdir(mode=0o700, exist_ok=True)
@@ -230,6 +228,8 @@ class Execs:
         action = exec_.start.action
         argv = action.command.argv
         builtin = exec_.start.kind != "exec"
+        env = dict(_identity_env(self._original(exec_.start)))
+        env.update(action.env)
         log_fd = os.open(
             exec_.output_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
@@ -239,7 +239,7 @@ class Execs:
                 ExecStart(
                     exec_id=exec_.exec_id,
                     argv=argv[1:] if builtin else argv,
-                    env=tuple(name + b"=" + value for name, value in action.env),
+                    env=tuple(name + b"=" + value for name, value in sorted(env.items())),
                     cwd=action.cwd,
                     umask=action.umask,
                     user=action.user,
@@ -304,6 +304,16 @@ class Execs:
             network=spec.network,
         )
         return action, None, request.kind
+
+    def _original(self, start: SpanStart) -> SpanStart | SpanRecord:
+        """The step whose place in the trace the command is told: a replay hears the recorded one."""
+        step: SpanStart | SpanRecord = start
+        while step.replay_of is not None:
+            recorded = self._reader.find_span(step.replay_of)
+            if recorded is None:
+                break
+            step = recorded
+        return step
 
     # -- while it runs -------------------------------------------------------------------------
 
@@ -520,18 +530,18 @@ def _command(request: ExecRequest) -> Command:
     return Command(request.argv)
 
 
-def _with_identity(start: SpanStart, world: World) -> Action:
-    """The command's own place in the trace, in its environment.
+def _identity_env(step: SpanStart | SpanRecord) -> dict[bytes, bytes]:
+    """The command's own place in the trace, for its environment.
 
     W3C traceparent as the OpenTelemetry environment carriers put it; the SUBSTRATE_ names are
-    those of the original format. A replay gives the recorded values again.
+    those of the original format. No part of the action: two runs of one command are one action.
     """
-    env = dict(start.action.env)
-    env.setdefault(b"TRACEPARENT", f"00-{start.trace_id}-{start.span_id}-01".encode())
-    env[b"SUBSTRATE_SESSION_ID"] = start.session_id.encode()
-    env[b"SUBSTRATE_PARENT_SPAN"] = start.span_id.encode()
-    env[b"SUBSTRATE_WORLD_ID"] = world.spec.world_id.encode()
-    return replace(start.action, env=tuple(sorted(env.items())))
+    return {
+        b"TRACEPARENT": f"00-{step.trace_id}-{step.span_id}-01".encode(),
+        b"SUBSTRATE_SESSION_ID": step.session_id.encode(),
+        b"SUBSTRATE_PARENT_SPAN": step.span_id.encode(),
+        b"SUBSTRATE_WORLD_ID": step.world_id.encode(),
+    }
 
 
 def _parent_of(traceparent: str) -> str | None:

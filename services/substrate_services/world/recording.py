@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Protocol
 
+from substrate_services.journal.action import action_digest
 from substrate_services.journal.codec import (
     SpanStart,
-    action_digest,
     decision_line,
     process_exit_line,
     process_start_line,
@@ -31,6 +31,7 @@ from substrate_services.world.worlds import World
 INLINE_CHANGES = 1_000
 INLINE_PROCESSES = 256
 INLINE_EVENTS = 256
+INLINE_HOSTS = 64
 _SPOOL_BYTES = 1 << 20
 
 
@@ -44,6 +45,7 @@ class StepTelemetry:
     events: tuple[JsonObject, ...] = ()  # bounded, what matters most first
     events_digest: str | None = None
     reads: tuple[bytes, ...] = ()
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -186,21 +188,12 @@ class Recorder:
                 # The log is init's; what it holds up to there is still the command's output.
                 pass
             return _Output(
-                stdout=self._put(stdout, sizes[Stream.STDOUT]),
-                stderr=self._put(stderr, sizes[Stream.STDERR]),
+                stdout=_put_spool(self._store, stdout, sizes[Stream.STDOUT]),
+                stderr=_put_spool(self._store, stderr, sizes[Stream.STDERR]),
                 framed=self._store.put_file(log),
                 stdout_bytes=sizes[Stream.STDOUT],
                 stderr_bytes=sizes[Stream.STDERR],
             )
-
-    def _put(self, spool: IO[bytes], size: int) -> str | None:
-        if size == 0:
-            return None
-        spool.seek(0)
-        if size <= _SPOOL_BYTES:
-            return self._store.put(spool.read())
-        spool.flush()
-        return self._store.put_file(spool.fileno())
 
     def _keep_stdin(self, directory: Path, start: SpanStart) -> SpanStart:
         """What was written to a pipe becomes an object, so that a replay can give it again."""
@@ -211,12 +204,9 @@ class Recorder:
         return replace(start, action=replace(start.action, stdin_digest=digest))
 
 
-def event_sink(store: ObjectStore) -> _EventSink:
+class EventSink:
     """Collects a step's events, in constant memory, for one object."""
-    return _EventSink(store)
 
-
-class _EventSink:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._spool = _spool()
@@ -230,13 +220,17 @@ class _EventSink:
     def close(self) -> str | None:
         """Keep what was collected; returns its digest, or None where there was nothing."""
         with self._spool:
-            if self._size == 0:
-                return None
-            self._spool.seek(0)
-            if self._size <= _SPOOL_BYTES:
-                return self._store.put(self._spool.read())
-            self._spool.flush()
-            return self._store.put_file(self._spool.fileno())
+            return _put_spool(self._store, self._spool, self._size)
+
+
+def _put_spool(store: ObjectStore, spool: IO[bytes], size: int) -> str | None:
+    if size == 0:
+        return None
+    spool.seek(0)
+    if size <= _SPOOL_BYTES:
+        return store.put(spool.read())
+    spool.flush()
+    return store.put_file(spool.fileno())
 
 
 def _spool() -> tempfile.SpooledTemporaryFile[bytes]:
@@ -289,4 +283,5 @@ def _record(
         labels=start.labels,
         replay_of_trace=start.replay_of_trace,
         utc_offset_ns=start.utc_offset_ns,
+        hosts=telemetry.hosts[:INLINE_HOSTS],
     )

@@ -1,0 +1,170 @@
+"""Reads the telemetry of a step: decodes its segments, judges coverage, clears what was read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+from substrate_services.journal.codec import SpanStart
+from substrate_services.journal.jsontypes import JsonObject
+from substrate_services.journal.schema import Coverage
+from substrate_services.objects.store import ObjectStore
+from substrate_services.telemetry.coverage import RootProcess, coverage_of
+from substrate_services.telemetry.decode import (
+    ClockOffsets,
+    DecodeSummary,
+    HostContact,
+    SpanIds,
+    decode_segments,
+)
+from substrate_services.world.ended import Ended
+from substrate_services.world.layers import LowerView
+from substrate_services.world.layout import Layout, layer_of
+from substrate_services.world.recording import INLINE_EVENTS, EventSink, StepTelemetry
+from substrate_services.world.worlds import World
+
+# The decision and the start lie between the two clocks' readings; a pid is not used again so soon.
+_START_SLACK_NS = 1_000_000_000
+
+
+class SegmentTelemetry:
+    """A :class:`~substrate_services.world.recording.Telemetry` that decodes segments.
+
+    Args:
+        store: where all events of a step go.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def read(
+        self, world: World, start: SpanStart, watch: Sequence[bytes], ended: Ended
+    ) -> StepTelemetry:
+        """See :class:`Telemetry`."""
+        if world.box is None:
+            return StepTelemetry(coverage=Coverage("none", ("its telemetry went with its world",)))
+        if start.kind != "exec":
+            # Init does it itself; its changes are found by the walk, and nothing else happens.
+            return StepTelemetry(coverage=Coverage("full", ()))
+        offsets = ClockOffsets.now()
+        began = round(start.start_time * 1e9) - offsets.utc_ns - _START_SLACK_NS
+        sink = EventSink(self._store)
+        summary = await decode_segments(
+            segments_fd=world.box.segments_fd,
+            ids=SpanIds(start.session_id, start.trace_id, start.span_id, start.world_id),
+            root_pid=start.action.first_pid,
+            sink=sink.write,
+            watch=watch,
+            max_events=INLINE_EVENTS,
+            offsets=offsets,
+            root_after_ns=max(0, began),
+        )
+        events_digest = sink.close()
+        coverage = coverage_of(
+            summary,
+            root=_root(start, world.layout),
+            open_program=lambda path: _open_program(path, world.layout),
+        )
+        if ended.remaining:
+            coverage = _still_running(coverage, ended.remaining)
+        _clear(world.box.segments_fd, summary)
+        return StepTelemetry(
+            processes=summary.processes,
+            coverage=coverage,
+            counts=summary.counts,
+            events=tuple(_line(event) for event in summary.events),
+            events_digest=events_digest,
+            reads=summary.reads,
+            hosts=tuple(_host(contact) for contact in summary.hosts),
+        )
+
+
+def _line(event: JsonObject) -> JsonObject:
+    # The decoder's lines are programs' testimony; the writer's own fields are not theirs to set.
+    return {key: value for key, value in event.items() if key not in ("seq", "v")}
+
+
+def _host(contact: HostContact) -> str:
+    address = os.fsdecode(contact.name or contact.address)
+    text = address if contact.family == "AF_UNIX" else f"{address}:{contact.port}"
+    return f"{text} ({contact.error})" if contact.failed == contact.count else text
+
+
+def _still_running(coverage: Coverage, remaining: int) -> Coverage:
+    return Coverage(
+        state="partial" if coverage.state == "full" else coverage.state,
+        reasons=(*coverage.reasons, f"{remaining} processes went on after the command ended"),
+        processes=coverage.processes,
+        covered=coverage.covered,
+        events=coverage.events,
+        lost=coverage.lost,
+    )
+
+
+def _clear(segments_fd: int, summary: DecodeSummary) -> None:
+    """Remove what has been read of processes that have ended; the tmpfs is bounded."""
+    for segment in summary.segments:
+        if not segment.open and os.path.basename(segment.name) == segment.name:
+            with contextlib.suppress(OSError):  # a world may remove its own testimony
+                os.unlink(segment.name, dir_fd=segments_fd)
+
+
+def _root(start: SpanStart, layout: Layout) -> RootProcess | None:
+    pid = start.action.first_pid
+    if pid is None:
+        return None
+    argv = start.action.command.argv
+    return RootProcess(pid, argv, _find_program(start, layout))
+
+
+def _find_program(start: SpanStart, layout: Layout) -> bytes:
+    """The program's path, as execvp(3) finds it; empty where it does not."""
+    name = start.action.command.argv[0]
+    if b"/" in name:
+        return os.path.normpath(os.path.join(start.action.cwd, name))
+    path = dict(start.action.env).get(b"PATH", b"")
+    for directory in path.split(b":"):
+        candidate = os.path.join(directory, name)
+        if directory.startswith(b"/"):
+            with contextlib.suppress(OSError):
+                os.close(_open_program(candidate, layout))
+                return candidate
+    return b""
+
+
+def _open_program(path: bytes, layout: Layout) -> int:
+    """Open a program as the world shows it, without following a link of the world's making."""
+    # The host's own links (/bin -> usr/bin) are resolved on the host, by name.
+    directory = os.path.realpath(os.path.dirname(path))
+    path = os.path.join(directory, os.path.basename(path))
+    layer = layer_of(path, layout)
+    if layer is None:
+        raise FileNotFoundError(path)
+    relative = os.path.relpath(path, layer.mount_point)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return _open_beneath(layer.upper, relative, flags)
+    except OSError:
+        lower = LowerView.root(layer).lookup(relative)
+        if lower is None:
+            raise FileNotFoundError(path) from None
+        return os.open(lower.host_path, flags)
+
+
+def _open_beneath(root: bytes, relative: bytes, flags: int) -> int:
+    """Open ``relative`` below ``root``, following no symbolic link at all."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    names = relative.split(b"/")
+    for name in names[:-1]:
+        try:
+            deeper = os.open(
+                name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+            )
+        finally:
+            os.close(directory)
+        directory = deeper
+    try:
+        return os.open(names[-1], flags | os.O_NOFOLLOW, dir_fd=directory)
+    finally:
+        os.close(directory)
