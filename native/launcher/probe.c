@@ -1,6 +1,7 @@
 /* What this host can do, tried out once when the launcher starts. */
 #include "launcher.h"
 
+#include <dirent.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -142,12 +143,42 @@ static struct probe_result attempt(bool range, const char *directory) {
     return result;
 }
 
+/* With everything overlayfs has put there: index, whiteouts, the mark of a volatile mount. */
+static void remove_tree(int parent, const char *name) {
+    if (unlinkat(parent, name, 0) == 0 || errno == ENOENT)
+        return;
+    fchmodat(parent, name, 0700, 0); /* overlayfs makes its directories mode 000 */
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    for (struct dirent *entry; (entry = readdir(dir));)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            remove_tree(dirfd(dir), entry->d_name);
+    closedir(dir);
+    unlinkat(parent, name, AT_REMOVEDIR);
+}
+
+static void make_probe(const char *directory) {
+    static const char *const names[] = {"", "/lower", "/upper", "/work"};
+    char path[4400];
+    remove_tree(AT_FDCWD, directory);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        snprintf(path, sizeof path, "%s%s", directory, names[i]);
+        mkdir(path, 0755);
+    }
+}
+
 static bool try_mapping(bool range, const char *directory, struct fail *fail) {
     size_t sets = config.is_root ? sizeof ROOT_OPTIONS / sizeof ROOT_OPTIONS[0]
                                  : sizeof USER_OPTIONS / sizeof USER_OPTIONS[0];
     for (size_t i = 0; i < sets; i++) {
         memcpy(config.overlay_options, config.is_root ? ROOT_OPTIONS[i] : USER_OPTIONS[i],
                sizeof config.overlay_options);
+        make_probe(directory); /* afresh: a volatile mount cannot be repeated */
         struct probe_result result = attempt(range, directory);
         if (!result.fail.text[0]) {
             snprintf(config.overlay_read_back, sizeof config.overlay_read_back, "%s",
@@ -160,28 +191,9 @@ static bool try_mapping(bool range, const char *directory, struct fail *fail) {
     return false;
 }
 
-static void remove_probe(const char *directory) {
-    static const char *const names[] = {
-        "work/work/incompat", "work/work", "work/index", "work", "upper", "lower", ""};
-    char path[4400];
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
-        if (i < 3)
-            chmod(path, 0700); /* overlayfs makes its directories mode 000 */
-        rmdir(path);
-    }
-}
-
 void probe_host(void) {
-    char directory[4096 + 16], path[4400], text[1200];
+    char directory[4096 + 16], text[1200];
     snprintf(directory, sizeof directory, "%s/probe", config.state_dir);
-    remove_probe(directory);
-    mkdir(directory, 0755);
-    static const char *const names[] = {"lower", "upper", "work"};
-    for (size_t i = 0; i < 3; i++) {
-        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
-        mkdir(path, 0755);
-    }
     struct fail range = {0}, plain = {0};
     config.range_works = config.is_root && try_mapping(true, directory, &range);
     if (!config.range_works) {
@@ -197,7 +209,7 @@ void probe_host(void) {
             problem(text);
         }
     }
-    remove_probe(directory);
+    remove_tree(AT_FDCWD, directory);
     if (config.cgroup_fd < 0)
         problem("no cgroup v2 directory can be made: process trees are killed by scanning, which a "
                 "fork bomb can outrun for a while; delegate a cgroup (systemd: Delegate=yes)");

@@ -178,10 +178,14 @@ static void read_signals(int signals) {
 }
 
 void server_run(int listener, int signals) {
+    /* Whoever started us has yet to connect, however short the lingering. */
+    int patience_s = config.linger_s < 10 ? 10 : config.linger_s;
     for (;;) {
         bool idle = !connections && !worlds_count();
         struct epoll_event events[32];
-        int count = epoll_wait(epoll_fd, events, 32, idle ? config.linger_s * 1000 : -1);
+        if (connections)
+            patience_s = config.linger_s;
+        int count = epoll_wait(epoll_fd, events, 32, idle ? patience_s * 1000 : -1);
         if (count == 0 && idle)
             return;
         for (int i = 0; i < count; i++) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from substrate_services.world.backends.launcher_client import (
     connect,
     start_launcher,
 )
+
+_ATTEMPTS = 6
+_RETRY_S = 0.05
 
 
 class NativeBackend:
@@ -60,25 +64,39 @@ class NativeBackend:
         """
         if self._client is not None and not self._client.closed:
             return
-        try:
-            sock = await connect(self._socket_path)
-        except OSError:
-            await start_launcher(self._socket_path, self._state_dir, linger_s=self._linger_s)
-            try:
-                sock = await connect(self._socket_path)
-            except OSError as error:
-                raise BackendUnavailable(
-                    f"cannot reach the launcher at {self._socket_path}: {error.strerror}",
-                    f"another launcher may hold {self._state_dir}/launcher.lock; end it",
-                ) from error
-        client = LauncherClient(sock, on_gone=self._world_gone, on_lost=self._lost)
+        client, found = await self._reach()
         self._client = client
-        found = await client.hello()
         self.launcher_pid = int(found.get("pid", ["0"])[0])
         self._capabilities = _capabilities(found)
         unable = [text for text in self._capabilities.problems if "worlds cannot be made" in text]
         if unable:
+            await self.close()
             raise BackendUnavailable(unable[0], _fix_for(unable[0]))
+
+    async def _reach(self) -> tuple[LauncherClient, dict[str, list[str]]]:
+        """A launcher that answers: the one that runs, or a new one."""
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            # An idle launcher may be ending just now, and holds its lock until it has.
+            await asyncio.sleep(attempt * _RETRY_S)
+            try:
+                sock = await connect(self._socket_path)
+            except OSError:
+                await start_launcher(self._socket_path, self._state_dir, linger_s=self._linger_s)
+                try:
+                    sock = await connect(self._socket_path)
+                except OSError as error:
+                    problem = error.strerror or str(error)
+                    continue
+            client = LauncherClient(sock, on_gone=self._world_gone, on_lost=self._lost)
+            try:
+                return client, await client.hello()
+            except BackendError as error:
+                problem = str(error)
+        raise BackendUnavailable(
+            f"cannot reach the launcher at {self._socket_path}: {problem}",
+            f"another launcher may hold {self._state_dir}/launcher.lock; end it",
+        )
 
     async def create(self, spec: BoxSpec) -> Box:
         """Make a box with a running init.

@@ -1,0 +1,186 @@
+"""A real box for tests: launcher, init, overlay over the host's root, execs with their output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from substrate_services.world.backends.base import Box, BoxSpec, MountOp, Overlay, Symlink, Tmpfs
+from substrate_services.world.backends.native import NativeBackend
+from substrate_services.world.init_client import ExecStart, ExecState, InitClient, Started
+from substrate_services.world.output_log import OutputFollower, Stream, read_stream
+
+PATH = b"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An exec that ended, with what it wrote."""
+
+    state: ExecState
+    started: Started
+    out: bytes
+    err: bytes
+    pty: bytes
+
+    @property
+    def code(self) -> int | None:
+        return self.state.exit_code
+
+
+def layer_dirs(directory: Path, name: str) -> tuple[bytes, bytes]:
+    """Fresh upper and work directories."""
+    paths = (directory / name / "upper", directory / name / "work")
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)
+    return os.fsencode(paths[0]), os.fsencode(paths[1])
+
+
+def root_overlay(directory: Path, name: str = "root") -> Overlay:
+    """The host's root, copy-on-write."""
+    upper, work = layer_dirs(directory, name)
+    return Overlay(b"/", (b"/",), upper, work)
+
+
+def rootless_mounts(directory: Path) -> tuple[MountOp, ...]:
+    """What a caller without root can overlay: each top-level directory by itself."""
+    mounts: list[MountOp] = [Tmpfs(b"/")]
+    for name in ("usr", "etc"):
+        target = b"/" + name.encode()
+        upper, work = layer_dirs(directory, name)
+        mounts.append(Overlay(target, (target,), upper, work))
+    for link in ("bin", "sbin", "lib", "lib64"):
+        if os.path.islink(f"/{link}"):
+            mounts.append(Symlink(b"/" + link.encode(), os.fsencode(os.readlink(f"/{link}"))))
+    mounts.append(Tmpfs(b"/tmp", mode=0o1777))
+    return tuple(mounts)
+
+
+def box_spec(directory: Path, world_id: str = "wld_test", *more: MountOp) -> BoxSpec:
+    """A box over the host's root; rootless where the caller is not root."""
+    if os.geteuid() != 0:
+        mounts = (*rootless_mounts(directory / world_id), *more)
+        return BoxSpec(world_id, mounts, "box", id_mapping="caller")
+    return BoxSpec(world_id, (root_overlay(directory / world_id), *more), "box")
+
+
+@dataclass
+class Guest:
+    """A living box and a conversation with its init."""
+
+    backend: NativeBackend
+    box: Box
+    client: InitClient
+    directory: Path
+    exits: dict[str, asyncio.Future[ExecState]] = field(default_factory=dict)
+    followers: dict[str, OutputFollower] = field(default_factory=dict)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def exited(self, state: ExecState) -> None:
+        future = self.exit_of(state.exec_id)
+        if not future.done():
+            future.set_result(state)
+        if follower := self.followers.get(state.exec_id):
+            follower.grew()
+
+    def grew(self, exec_id: str, _size: int) -> None:
+        if follower := self.followers.get(exec_id):
+            follower.grew()
+
+    def exit_of(self, exec_id: str) -> asyncio.Future[ExecState]:
+        return self.exits.setdefault(exec_id, asyncio.get_running_loop().create_future())
+
+    def log(self, exec_id: str) -> Path:
+        return self.directory / f"{exec_id}.log"
+
+    def follow(self, exec_id: str) -> OutputFollower:
+        return self.followers.setdefault(exec_id, OutputFollower(self.log(exec_id)))
+
+    async def until(self, exec_id: str, text: bytes) -> None:
+        """Wait until the exec's output holds ``text``."""
+        seen = b""
+        async for frame in self.follow(exec_id).frames():
+            seen += frame.data
+            if text in seen:
+                return
+
+    async def start(self, start: ExecStart) -> Started:
+        self.follow(start.exec_id)
+        fd = os.open(self.log(start.exec_id), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            return await self.client.start(start, fd)
+        finally:
+            os.close(fd)
+
+    def command(self, *argv: str | bytes, exec_id: str = "", **options: object) -> ExecStart:
+        encoded = tuple(arg if isinstance(arg, bytes) else os.fsencode(arg) for arg in argv)
+        options.setdefault("env", (PATH,))
+        name = exec_id or f"e{next(self.numbers)}"
+        return ExecStart(name, encoded, **options)  # type: ignore[arg-type]
+
+    async def run(self, *argv: str | bytes, exec_id: str = "", **options: object) -> Ended:
+        """Start and wait."""
+        start = self.command(*argv, exec_id=exec_id, **options)
+        started = await self.start(start)
+        return await self.end(started)
+
+    async def end(self, started: Started) -> Ended:
+        state = await self.exit_of(started.exec_id)
+        log = self.log(started.exec_id)
+        streams = [read_stream(log, stream) for stream in Stream]
+        return Ended(state, started, *streams)
+
+    async def sh(self, script: str, **options: object) -> Ended:
+        return await self.run("sh", "-c", script, **options)
+
+
+def make_backend(directory: Path, **options: object) -> NativeBackend:
+    return NativeBackend(directory / "launcher.sock", directory / "launcher", **options)  # type: ignore[arg-type]
+
+
+def talk(backend: NativeBackend, box: Box, directory: Path) -> Guest:
+    """A guest for a box; takes the box's channel."""
+    guest = Guest(backend, box, None, directory)  # type: ignore[arg-type]
+    guest.client = InitClient(box.channel_fd, on_output=guest.grew, on_exited=guest.exited)
+    return guest
+
+
+def let_go(guest: Guest) -> None:
+    """Close this side; the box lives on."""
+    guest.client.close()
+    os.close(guest.box.segments_fd)
+    os.close(guest.box.pidfd)
+
+
+@contextlib.asynccontextmanager
+async def launcher(directory: Path, **options: object) -> AsyncIterator[NativeBackend]:
+    """A launcher of the test's own, shut down at the end."""
+    backend = make_backend(directory, **options)
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.start()  # where a test has killed it
+        await backend.shutdown()
+        await backend.close()
+
+
+@contextlib.asynccontextmanager
+async def guest(
+    directory: Path, *more: MountOp, backend: NativeBackend | None = None
+) -> AsyncIterator[Guest]:
+    """A box with a connected init."""
+    async with contextlib.AsyncExitStack() as stack:
+        if backend is None:
+            backend = await stack.enter_async_context(launcher(directory))
+        box = await backend.create(box_spec(directory, "wld_test", *more))
+        made = talk(backend, box, directory)
+        stack.callback(let_go, made)
+        await made.client.connect()
+        yield made
