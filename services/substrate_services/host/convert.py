@@ -97,8 +97,8 @@ def timestamp_from_ns(nanoseconds: int) -> Timestamp:
 
 
 def timestamp_to_proto(seconds: float) -> Timestamp:
-    """Seconds since the epoch."""
-    return timestamp_from_ns(round(seconds * _NS))
+    """Seconds since the epoch, to the microsecond: a float of that size holds no more."""
+    return timestamp_from_ns(round(seconds * 1_000_000) * 1_000)
 
 
 def duration_to_proto(seconds: float) -> Duration:
