@@ -57,7 +57,6 @@ digest = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 opt_digest = st.none() | digest
 span_id = st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
 whole = st.integers(-(2**63), 2**64)
-number = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def tuples(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[object, ...]]:
@@ -94,7 +93,7 @@ action = st.builds(
     user=text,
     stdin_digest=opt_digest,
     snapshot_id=opt_digest,
-    timeout_s=st.none() | number | st.integers(0, 10**6),
+    timeout_s=st.none() | st.floats(0, 1e9) | st.integers(0, 10**6),
     pty=st.booleans(),
     profile=text,
     network=tuples(text),

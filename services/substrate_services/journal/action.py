@@ -115,9 +115,10 @@ def _fields(action: Action) -> dict[str, Bencodable]:
 
 
 def _microseconds(seconds: float) -> int:
-    if not math.isfinite(seconds):
+    microseconds = seconds * 1_000_000
+    if not math.isfinite(microseconds):
         raise ValueError(f"timeout_s is {seconds}; an action needs a finite number or none")
-    return round(seconds * 1_000_000)
+    return round(microseconds)
 
 
 def _env_difference(

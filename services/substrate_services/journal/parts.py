@@ -271,11 +271,7 @@ def command_from_json(value: JsonValue, where: str = "command") -> Command:
 
 
 def action_to_json(action: Action) -> JsonObject:
-    """All of the action; nothing is left out, because its digest is the replay key.
-
-    A field added to Action later must be left out here while it holds its default, so that the
-    digests of what was recorded before stay what they are.
-    """
+    """All of the action, exactly; its digest is another encoding's (:mod:`.action`)."""
     return {
         "command": command_to_json(action.command),
         "cwd": bytesjson.encode(action.cwd),
@@ -284,7 +280,7 @@ def action_to_json(action: Action) -> JsonObject:
         "user": action.user,
         "stdin_digest": action.stdin_digest,
         "snapshot_id": action.snapshot_id,
-        # 5 and 5.0 are one value and must have one digest.
+        # 5 and 5.0 are one value and read as one.
         "timeout_s": None if action.timeout_s is None else float(action.timeout_s),
         "pty": action.pty,
         "profile": action.profile,
