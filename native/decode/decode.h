@@ -57,7 +57,7 @@ struct segment {
     char name[SEGMENT_NAME_MAX];
     struct sub_identity self;
     uint32_t chain, index;
-    uint32_t state, header_bytes;
+    uint32_t state, flags, header_bytes;
     uint64_t lost, created_ns, bytes;
     uint32_t image; /* into images */
     uint32_t owner; /* uid of the file: whom the kernel saw make it */
@@ -116,10 +116,11 @@ struct image {
     uint32_t process; /* the first image of the same process */
     uint32_t next;    /* the next image of the same process */
     uint32_t parent;  /* image it was started from, NONE */
-    bool hello, selected, uncovered, reported_exit, ended, executed;
+    bool hello, selected, uncovered, reported_exit, ended, executed, quiet;
     int32_t ppid;
     uint32_t umask, uid;
     uint64_t start_ns, end_ns; /* CLOCK_MONOTONIC */
+    uint64_t began_ns;         /* start of the events that are filed under its span */
     int64_t utc_offset_ns, boot_offset_ns;
     struct sub_identity forked_from;
     struct slice argv, exe, cwd; /* owned copies */
@@ -155,6 +156,8 @@ struct images {
 };
 
 void build_images(struct images *images, struct segments *segments, const struct options *options);
+/* Indices of the selected images in the order in which they began; the caller frees them. */
+uint32_t *images_in_order(const struct images *images, uint32_t *count);
 /* The image of process `pid` that a vfork child's records belong to, NONE. */
 uint32_t image_of_child(const struct images *images, const struct image *parent, int32_t pid,
                         uint64_t at_ns);

@@ -595,7 +595,7 @@ static void write_process_ids(struct writer *writer, const struct image *image, 
 static void write_start(struct writer *writer, const struct image *image) {
     struct buffer *out = &writer->out;
     const struct image *program = program_of(writer->images, image);
-    write_time(writer, out, image, image->start_ns);
+    write_time(writer, out, image, image->began_ns);
     write_process_ids(writer, image, "world_process_start");
     json_literal(out, ",\"cwd\":");
     json_bytes(out, image->cwd.bytes, image->cwd.length);
@@ -707,16 +707,6 @@ static void write_image(struct writer *writer, uint32_t index) {
     }
 }
 
-static const struct images *sorting; /* qsort has no argument for it */
-
-static int compare_starts(const void *left, const void *right) {
-    const struct image *a = &sorting->list[*(const uint32_t *)left];
-    const struct image *b = &sorting->list[*(const uint32_t *)right];
-    if (a->start_ns != b->start_ns)
-        return a->start_ns < b->start_ns ? -1 : 1;
-    return a < b ? -1 : a > b;
-}
-
 void write_events(struct images *images, struct segments *segments, const struct options *options,
                   struct summary *summary) {
     struct writer *writer = allocate(sizeof(*writer));
@@ -729,20 +719,15 @@ void write_events(struct images *images, struct segments *segments, const struct
     json_literal(&writer->suffix, ",\"source\":\"self_reported\"}\n");
     buffer_reserve(&writer->out, FLUSH_BYTES + (1u << 19));
 
-    uint32_t *order = allocate((images->count + 1) * sizeof(*order));
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < images->count; i++) {
-        if (images->list[i].selected)
-            order[count++] = i;
-    }
-    sorting = images;
-    if (count != 0)
-        qsort(order, count, sizeof(*order), compare_starts);
+    uint32_t count;
+    uint32_t *order = images_in_order(images, &count);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t index = order[i];
         const struct image *image = &images->list[index];
-        if (merged_image(images, index) == index)
-            write_start(writer, image);
+        uint32_t merged = merged_image(images, index);
+        /* A forked child's start is its program's; they are told once, at the first of them. */
+        if (merged != index || image->began_ns == image->start_ns)
+            write_start(writer, &images->list[merged]);
         if (!image->uncovered)
             write_image(writer, index);
         if (image->have_exit && !image->executed)

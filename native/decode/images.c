@@ -88,6 +88,7 @@ static void group_segments(struct scan *scan) {
         if (segment->created_ns < image->start_ns)
             image->start_ns = segment->created_ns;
         image->reported_exit = image->reported_exit || (segment->state & SUB_STATE_EXITED) != 0;
+        image->quiet = image->quiet || (segment->flags & SUB_SEGMENT_QUIET) != 0;
         segment->image = images->count - 1;
     }
     scan->sorted = images->count;
@@ -556,9 +557,42 @@ void build_images(struct images *images, struct segments *segments, const struct
     add_uncovered(&scan);
     take_waits(&scan);
     select_images(&scan, options);
-    for (uint32_t i = 0; i < images->count; i++)
+    for (uint32_t i = 0; i < images->count; i++) {
         images->list[i].span = span_of(options, &images->list[i].self);
-    for (uint32_t i = 0; i < images->count; i++)
-        images->list[i].span = images->list[merged_image(images, i)].span;
+        images->list[i].began_ns = images->list[i].start_ns;
+    }
+    for (uint32_t i = 0; i < images->count; i++) {
+        struct image *image = &images->list[i];
+        struct image *merged = &images->list[merged_image(images, i)];
+        image->span = merged->span;
+        if (image->start_ns < merged->began_ns)
+            merged->began_ns = image->start_ns;
+    }
     free(scan.waits);
+}
+
+static const struct images *sorting; /* qsort has no argument for it */
+
+static int compare_starts(const void *left, const void *right) {
+    const struct image *a = &sorting->list[*(const uint32_t *)left];
+    const struct image *b = &sorting->list[*(const uint32_t *)right];
+    if (a->began_ns != b->began_ns)
+        return a->began_ns < b->began_ns ? -1 : 1;
+    /* What began together was merged: the forked child comes before the program. */
+    if (a->self.exec_number != b->self.exec_number)
+        return a->self.exec_number < b->self.exec_number ? -1 : 1;
+    return a < b ? -1 : a > b;
+}
+
+uint32_t *images_in_order(const struct images *images, uint32_t *count) {
+    uint32_t *order = allocate((images->count + 1) * sizeof(*order));
+    *count = 0;
+    for (uint32_t i = 0; i < images->count; i++) {
+        if (images->list[i].selected)
+            order[(*count)++] = i;
+    }
+    sorting = images;
+    if (*count != 0)
+        qsort(order, *count, sizeof(*order), compare_starts);
+    return order;
 }

@@ -65,6 +65,7 @@ static bool read_header(struct segments *segments, int directory, const char *na
     segment->chain = header.chain;
     segment->index = header.index;
     segment->state = header.state;
+    segment->flags = header.flags;
     segment->header_bytes = header.header_bytes;
     segment->lost = header.lost < UINT64_MAX >> 16 ? header.lost : UINT64_MAX >> 16;
     segment->created_ns = header.created_ns;

@@ -415,7 +415,7 @@ static void write_process(struct buffer *out, const struct options *options,
     json_signed(out, image->ppid);
     number(out, "exec_no", image->self.exec_number);
     key(out, "start_ns");
-    json_signed(out, boot_time(options, image, image->start_ns));
+    json_signed(out, boot_time(options, image, image->began_ns));
     key(out, "end_ns");
     if (image->ended || image->executed)
         json_signed(out, boot_time(options, image, image->end_ns));
@@ -446,6 +446,9 @@ static void write_process(struct buffer *out, const struct options *options,
         json_literal(out, "\"partial\",\"coverage_reason\":\"");
         json_unsigned(out, lost);
         json_literal(out, " events lost: no room for segments\"");
+    } else if (image->quiet) {
+        json_literal(out, "\"partial\",\"coverage_reason\":\"it installed a seccomp filter: from "
+                          "then on nothing may be recorded that needs a system call\"");
     } else if (!image->hello) {
         json_literal(out, "\"partial\",\"coverage_reason\":\"its first segment is gone\"");
     } else {
@@ -462,8 +465,11 @@ static void write_processes(struct buffer *out, const struct options *options,
                             const struct images *images) {
     uint64_t listed = 0, covered = 0, total = 0;
     json_literal(out, "\"processes\":[");
-    for (uint32_t i = 0; i < images->count; i++) {
-        if (!images->list[i].selected || merged_image(images, i) != i)
+    uint32_t count;
+    uint32_t *order = images_in_order(images, &count);
+    for (uint32_t position = 0; position < count; position++) {
+        uint32_t i = order[position];
+        if (merged_image(images, i) != i)
             continue;
         total++;
         covered += !images->list[i].uncovered;
@@ -473,6 +479,7 @@ static void write_processes(struct buffer *out, const struct options *options,
             json_literal(out, ",");
         write_process(out, options, images, i);
     }
+    free(order);
     json_literal(out, "]");
     number(out, "processes_total", total);
     number(out, "processes_covered", covered);

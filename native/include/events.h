@@ -32,14 +32,14 @@
 #define SUB_SEGMENT_VERSION 1u
 
 /* Sizes of the segments of a chain: the first is small because most programs are short. */
-#define SUB_SEGMENT_FIRST (16u << 10)
+#define SUB_SEGMENT_FIRST (8u << 10)
 #define SUB_SEGMENT_LAST (1u << 20)
 #define SUB_CHAIN_MAX 4096u /* segments; 4 GiB of records from one chain */
 
 #define SUB_LENGTH_PENDING 0x80000000u
-#define SUB_RECORD_MAX (56u << 10) /* fits the second segment of a chain */
-#define SUB_STRING_MAX 4096u       /* a path or a name */
-#define SUB_ARGV_MAX (32u << 10)   /* all arguments together, NULs included */
+#define SUB_RECORD_MAX (56u << 10)
+#define SUB_STRING_MAX 4096u     /* a path or a name */
+#define SUB_ARGV_MAX (32u << 10) /* all arguments together, NULs included */
 
 /* One process image: what a process runs between two execs. */
 struct sub_identity {
@@ -49,6 +49,12 @@ struct sub_identity {
     uint32_t exec_number; /* 0: a forked child that has not called exec; then 1, 2, ... */
 };
 
+/*
+ * Bit of sub_segment.flags: the program installed a seccomp filter. From then on the writer makes no
+ * system call, so there are no further segments, and forked children stay silent.
+ */
+#define SUB_SEGMENT_QUIET 1u
+
 /* Bits of sub_segment.state, set by the writer. */
 #define SUB_STATE_CONTINUED 1u /* full: the chain goes on in index + 1 */
 #define SUB_STATE_EXITED 2u    /* the process said that it exits */
@@ -57,7 +63,7 @@ struct sub_segment {
     uint64_t magic;
     uint16_t version;
     uint16_t header_bytes; /* where the first record starts */
-    uint32_t flags;        /* none yet */
+    uint32_t flags;        /* SUB_SEGMENT_*, atomic */
     uint64_t size;         /* of the file, as mapped by the writer */
     struct sub_identity self;
     uint32_t chain; /* number of the chain in its image, from 0 */
@@ -270,7 +276,10 @@ enum sub_spawn_action {
     X(chroot)                                                                                      \
     X(mknod)                                                                                       \
     X(mknodat)                                                                                     \
-    X(fdopendir)
+    X(fdopendir)                                                                                   \
+    X(prctl)                                                                                       \
+    X(syscall)                                                                                     \
+    X(__libc_start_main)
 
 #define SUB_OPERATION_ENUM(name) SUB_OP_##name,
 enum sub_operation { SUB_OPERATIONS(SUB_OPERATION_ENUM) SUB_OP_COUNT };

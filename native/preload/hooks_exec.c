@@ -151,25 +151,99 @@ static void record_failure(enum sub_operation op, const struct pending *pending)
     sub_commit(record);
 }
 
-typedef int exec_function(const char *, char *const[]);
+/* --- handing the library on --------------------------------------------------------------------
+ *
+ * In a world the library comes from /etc/ld.so.preload, which no program can leave behind. Where it
+ * came from LD_PRELOAD instead (the host without a world, musl), a program that gives its child
+ * another environment would lose it: the two entries are put back.
+ */
+
+#define ENTRIES_MAX 4096u
+#define PRELOAD_MAX 1024u
+
+static bool starts_with(const char *text, const char *prefix) {
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+/* How many entries the environment gets that stand on our stack; 0: it goes as it is. */
+static size_t missing_entries(char *const *environment) {
+    size_t count = 0;
+    bool preload = false, directory = sub_directory_variable[0] == '\0', readable = true;
+    char *entry;
+    if (sub_mode != SUB_ON || sub_preload_path[0] == '\0')
+        return 0;
+    if (environment != NULL) {
+        while ((entry = entry_at(environment, (uint32_t)count, &readable)) != NULL) {
+            if (sub_readable_string(entry, PRELOAD_MAX) == SIZE_MAX)
+                return 0;
+            preload = preload || (starts_with(entry, "LD_PRELOAD=") &&
+                                  strstr(entry, sub_preload_path) != NULL);
+            directory = directory || starts_with(entry, SUB_SEGMENT_VARIABLE "=");
+            if (++count > ENTRIES_MAX)
+                return 0;
+        }
+    }
+    return !readable || (preload && directory) ? 0 : count + 3;
+}
+
+static void add_entries(char **to, char *preload, char *const *environment) {
+    size_t count = 0;
+    bool directory = false;
+    size_t length = strlen("LD_PRELOAD=");
+    memcpy(preload, "LD_PRELOAD=", length + 1);
+    for (size_t i = 0; environment != NULL && environment[i] != NULL; i++) {
+        directory = directory || starts_with(environment[i], SUB_SEGMENT_VARIABLE "=");
+        size_t theirs = strnlen(environment[i], PRELOAD_MAX);
+        if (starts_with(environment[i], "LD_PRELOAD=") && theirs < PRELOAD_MAX) {
+            memcpy(preload, environment[i], theirs + 1);
+            length = theirs;
+            continue;
+        }
+        to[count++] = environment[i];
+    }
+    if (strstr(preload, sub_preload_path) == NULL) {
+        if (preload[length - 1] != '=')
+            preload[length++] = ':';
+        memcpy(preload + length, sub_preload_path, strlen(sub_preload_path) + 1);
+    }
+    to[count++] = preload;
+    if (!directory && sub_directory_variable[0] != '\0')
+        to[count++] = sub_directory_variable;
+    to[count] = NULL;
+}
+
+/* Defines `given`: the environment, or a copy on this stack that has our entries. */
+#define WITH_ENTRIES(given, environment)                                                           \
+    size_t given##_entries = missing_entries(environment);                                         \
+    char *given##_copy[given##_entries + 1];                                                       \
+    char given##_preload[given##_entries != 0 ? PRELOAD_MAX + 264 : 1];                            \
+    char *const *given = environment;                                                              \
+    if (given##_entries != 0) {                                                                    \
+        add_entries(given##_copy, given##_preload, environment);                                   \
+        given = given##_copy;                                                                      \
+    }
+
 typedef int exec_environment_function(const char *, char *const[], char *const[]);
 
 static int call_execve(enum sub_operation op, const char *path, char *const argv[],
                        char *const environment[]) {
     struct pending pending = record_exec(op, AT_FDCWD, path, argv, environment, 0);
+    WITH_ENTRIES(given, environment)
     exec_environment_function *next = NEXT(execve, exec_environment_function *);
-    int result = next != NULL ? next(path, argv, environment)
-                              : (int)sub_libc_result(SYS3(SYS_execve, path, argv, environment));
+    int result = next != NULL ? next(path, argv, given)
+                              : (int)sub_libc_result(SYS3(SYS_execve, path, argv, given));
     record_failure(op, &pending);
     return result;
 }
 
-static int call_execvp(enum sub_operation op, const char *file, char *const argv[]) {
-    struct pending pending = record_exec(op, AT_FDCWD, file, argv, environ, 0);
-    exec_function *next = NEXT(execvp, exec_function *);
+static int call_execvpe(enum sub_operation op, const char *file, char *const argv[],
+                        char *const environment[]) {
+    struct pending pending = record_exec(op, AT_FDCWD, file, argv, environment, 0);
+    WITH_ENTRIES(given, environment)
+    exec_environment_function *next = NEXT(execvpe, exec_environment_function *);
     int result = -1;
     if (next != NULL)
-        result = next(file, argv);
+        result = next(file, argv, given);
     else
         errno = ENOSYS;
     record_failure(op, &pending);
@@ -185,19 +259,11 @@ HOOK(int, execv, (const char *path, char *const argv[])) {
 }
 
 HOOK(int, execvp, (const char *file, char *const argv[])) {
-    return call_execvp(SUB_OP_execvp, file, argv);
+    return call_execvpe(SUB_OP_execvp, file, argv, environ);
 }
 
 HOOK(int, execvpe, (const char *file, char *const argv[], char *const environment[])) {
-    struct pending pending = record_exec(SUB_OP_execvpe, AT_FDCWD, file, argv, environment, 0);
-    exec_environment_function *next = NEXT(execvpe, exec_environment_function *);
-    int result = -1;
-    if (next != NULL)
-        result = next(file, argv, environment);
-    else
-        errno = ENOSYS;
-    record_failure(SUB_OP_execvpe, &pending);
-    return result;
+    return call_execvpe(SUB_OP_execvpe, file, argv, environment);
 }
 
 /*
@@ -238,7 +304,7 @@ HOOK(int, execlp, (const char *file, const char *first, ...)) {
     va_list arguments;
     COLLECT_ARGUMENTS(arguments, argv, count, first);
     va_end(arguments);
-    return call_execvp(SUB_OP_execlp, file, argv);
+    return call_execvpe(SUB_OP_execlp, file, argv, environ);
 }
 
 HOOK(int, execle, (const char *path, const char *first, ...)) {
@@ -255,12 +321,12 @@ HOOK(int, execle, (const char *path, const char *first, ...)) {
 HOOK(int, fexecve, (int fd, char *const argv[], char *const environment[])) {
     struct pending pending =
         record_exec(SUB_OP_fexecve, fd, NULL, argv, environment, AT_EMPTY_PATH);
-    int (*next)(int, char *const[], char *const[]) =
-        NEXT(fexecve, int (*)(int, char *const[], char *const[]));
-    int result =
-        next != NULL
-            ? next(fd, argv, environment)
-            : (int)sub_libc_result(SYS5(SYS_execveat, fd, "", argv, environment, AT_EMPTY_PATH));
+    WITH_ENTRIES(given, environment)
+    typedef int fexecve_function(int, char *const[], char *const[]);
+    fexecve_function *next = NEXT(fexecve, fexecve_function *);
+    int result = next != NULL
+                     ? next(fd, argv, given)
+                     : (int)sub_libc_result(SYS5(SYS_execveat, fd, "", argv, given, AT_EMPTY_PATH));
     record_failure(SUB_OP_fexecve, &pending);
     return result;
 }
@@ -268,12 +334,12 @@ HOOK(int, fexecve, (int fd, char *const argv[], char *const environment[])) {
 HOOK(int, execveat,
      (int dirfd, const char *path, char *const argv[], char *const environment[], int flags)) {
     struct pending pending = record_exec(SUB_OP_execveat, dirfd, path, argv, environment, flags);
-    int (*next)(int, const char *, char *const[], char *const[], int) =
-        NEXT(execveat, int (*)(int, const char *, char *const[], char *const[], int));
-    int result =
-        next != NULL
-            ? next(dirfd, path, argv, environment, flags)
-            : (int)sub_libc_result(SYS5(SYS_execveat, dirfd, path, argv, environment, flags));
+    WITH_ENTRIES(given, environment)
+    typedef int execveat_function(int, const char *, char *const[], char *const[], int);
+    execveat_function *next = NEXT(execveat, execveat_function *);
+    int result = next != NULL
+                     ? next(dirfd, path, argv, given, flags)
+                     : (int)sub_libc_result(SYS5(SYS_execveat, dirfd, path, argv, given, flags));
     record_failure(SUB_OP_execveat, &pending);
     return result;
 }
@@ -321,7 +387,8 @@ typedef int spawn_function(pid_t *, const char *, const posix_spawn_file_actions
         if (start == 0)                                                                            \
             return next(pid, path, actions, attributes, argv, environment);                        \
         pid_t child = 0;                                                                           \
-        int result = next(&child, path, actions, attributes, argv, environment);                   \
+        WITH_ENTRIES(given, environment)                                                           \
+        int result = next(&child, path, actions, attributes, argv, given);                         \
         if (result == 0 && pid != NULL)                                                            \
             *pid = child;                                                                          \
         record_spawn(SUB_OP_##symbol, start, path, argv, environment, actions, child, result);     \

@@ -1,13 +1,48 @@
+/*
+ * What the parts of the library that know about processes share: start.c takes up recording, hello.c
+ * says who this is, segment.c makes files, process.c gives threads their places in them.
+ */
 #ifndef SUBSTRATE_PRELOAD_PROCESS_H
 #define SUBSTRATE_PRELOAD_PROCESS_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "events.h"
+
+#define SUB_DIRECTORY_MAX 256
+
+struct new_segment {
+    unsigned char *base;
+    uint64_t size;
+    uint32_t umask;
+};
+
+extern char sub_directory[SUB_DIRECTORY_MAX];
+/*
+ * How the library came into this process, when that was LD_PRELOAD: its entry there, and the whole
+ * SUBSTRATE_SEGMENTS=... entry; empty otherwise. They are handed on across exec.
+ */
+extern char sub_preload_path[SUB_DIRECTORY_MAX];
+extern char sub_directory_variable[sizeof(SUB_SEGMENT_VARIABLE) + SUB_DIRECTORY_MAX];
+extern char **sub_arguments;
+extern int sub_argument_count;
+
+long sub_make_segment(const struct sub_identity *self, uint32_t chain, uint32_t index,
+                      uint64_t size, struct new_segment *made);
+uint64_t sub_segment_size(uint32_t index, uint32_t length);
+/* `parent`: of a forked child, else NULL. */
+void sub_identify(struct sub_identity *self, const struct sub_identity *parent);
+void sub_write_exec_hello(uint32_t umask);
+void sub_write_forked_hello(uint32_t umask, const struct sub_identity *parent);
+void sub_make_thread_key(void);
+void sub_start_first_image(void);
+
 void sub_find_clock(void);
 uint64_t sub_clock(int clock);
 void *sub_find_function(const char *name);
 uint64_t sub_hash_variable(const char *variable, size_t length);
+void sub_become_quiet(void);
 void sub_record_exit(uint16_t op, int status);
 
 #endif

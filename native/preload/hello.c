@@ -1,0 +1,191 @@
+/*
+ * The first record of an image: who this process is.
+ */
+#define _GNU_SOURCE 1
+
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "process.h"
+#include "record.h"
+#include "system.h"
+
+char **sub_arguments;
+int sub_argument_count;
+
+static uint64_t start_ticks_of_self(void) {
+    /* The fields before the 22nd take some 200 bytes; the command, in brackets, at most 16 more. */
+    char text[512];
+    long fd = SYS4(SYS_openat, AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return 0;
+    long length = SYS3(SYS_read, fd, text, sizeof(text) - 1);
+    SYS1(SYS_close, fd);
+    if (length <= 0)
+        return 0;
+    long at = length;
+    while (at > 0 && text[at - 1] != ')')
+        at--;
+    /* After the bracket: " S ppid ...": the start time is the 20th word. */
+    for (int words = 0; at < length && words < 20; at++)
+        words += text[at] == ' ';
+    uint64_t ticks = 0;
+    for (; at < length && text[at] >= '0' && text[at] <= '9'; at++)
+        ticks = ticks * 10 + (uint64_t)(text[at] - '0');
+    return ticks;
+}
+
+/* The inode in "pid:[4026531836]"; reading the link is cheaper than asking for its status. */
+static uint64_t pid_namespace_of_self(void) {
+    char link[48];
+    long length = SYS4(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid", link, sizeof(link));
+    uint64_t inode = 0;
+    for (long i = 5; i < length && link[i] >= '0' && link[i] <= '9'; i++)
+        inode = inode * 10 + (uint64_t)(link[i] - '0');
+    return inode;
+}
+
+void sub_identify(struct sub_identity *self, const struct sub_identity *parent) {
+    self->pid = (int32_t)SYS0(SYS_getpid);
+    self->start_ticks = start_ticks_of_self();
+    if (self->start_ticks == 0)
+        self->start_ticks = 1ULL << 63 | sub_now();
+    /* A first look into /proc is dear. Only the first process of a namespace leaves its parent's. */
+    self->pid_namespace =
+        parent != NULL && self->pid != 1 ? parent->pid_namespace : pid_namespace_of_self();
+}
+
+/* Summed over the variables, so that their order does not matter. */
+uint64_t sub_hash_variable(const char *bytes, size_t length) {
+    const uint64_t factor = 0x9e3779b97f4a7c15ULL;
+    uint64_t hash = length * factor;
+    for (; length >= 8; bytes += 8, length -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        hash = (hash ^ word) * factor;
+        hash ^= hash >> 29;
+    }
+    for (; length > 0; bytes++, length--)
+        hash = (hash ^ (unsigned char)*bytes) * factor;
+    return hash ^ hash >> 32;
+}
+
+static bool is_identifier(const char *variable) {
+    static const char *const names[] = {
+        "TRACEPARENT=", "SUBSTRATE_SESSION_ID=", "SUBSTRATE_SPAN_ID=", "SUBSTRATE_PARENT_SPAN=",
+        "SUBSTRATE_EXEC_ID="};
+    if (variable[0] != 'S' && variable[0] != 'T')
+        return false;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strncmp(variable, names[i], strlen(names[i])) == 0)
+            return true;
+    }
+    return false;
+}
+
+#define IDENTIFIERS 8
+
+/* The times and ids that every hello has. */
+static struct sub_hello plain_hello(uint32_t umask) {
+    struct sub_hello hello = {
+        .ppid = (int32_t)SYS0(SYS_getppid),
+        .umask = umask,
+        .realtime_ns = sub_clock(CLOCK_REALTIME),
+        .boottime_ns = sub_clock(CLOCK_BOOTTIME),
+        .uid = (uint32_t)SYS0(SYS_geteuid),
+    };
+    return hello;
+}
+
+/* Arguments and program are the parent image's. Small stack: this may be a signal handler's. */
+void sub_write_forked_hello(uint32_t umask, const struct sub_identity *parent) {
+    struct sub_hello hello = plain_hello(umask);
+    char cwd[1024];
+    long cwd_length = SYS2(SYS_getcwd, cwd, sizeof(cwd)) - 1; /* ERANGE: the parent's is taken */
+    uint32_t fields = sub_field_size(sizeof(hello));
+    if (cwd_length > 0)
+        fields += sub_field_size((size_t)cwd_length);
+    hello.parent = *parent;
+    struct sub_record *record = sub_begin(SUB_HELLO, SUB_OP_fork, sub_now(), fields);
+    if (record == NULL)
+        return;
+    unsigned char *at =
+        sub_put((unsigned char *)(record + 1), SUB_TAG_HELLO, &hello, sizeof(hello));
+    if (cwd_length > 0)
+        sub_put(at, SUB_TAG_CWD, cwd, (size_t)cwd_length);
+    sub_commit(record);
+}
+
+/* Length of the arguments as SUB_TAG_ARGV holds them. */
+static uint32_t measure_arguments(uint32_t *flags) {
+    uint32_t total = 0;
+    for (int i = 0; i < sub_argument_count && sub_arguments[i] != NULL; i++) {
+        uint32_t length = (uint32_t)strnlen(sub_arguments[i], SUB_ARGV_MAX) + 1;
+        if (total + length > SUB_ARGV_MAX) {
+            *flags |= SUB_FLAG_TRUNCATED;
+            break;
+        }
+        total += length;
+    }
+    return total;
+}
+
+static unsigned char *put_arguments(unsigned char *at, uint32_t total) {
+    struct sub_field *field = (struct sub_field *)(void *)at;
+    field->tag = SUB_TAG_ARGV;
+    field->bytes = total;
+    char *argument = (char *)(field + 1);
+    char *end = argument + total;
+    for (int i = 0; argument < end; i++) {
+        size_t length = strnlen(sub_arguments[i], (size_t)(end - argument) - 1);
+        memcpy(argument, sub_arguments[i], length);
+        argument += length + 1;
+    }
+    return at + sub_field_size(total);
+}
+
+void sub_write_exec_hello(uint32_t umask) {
+    struct sub_hello hello = plain_hello(umask);
+    char cwd[SUB_STRING_MAX];
+    char exe[SUB_STRING_MAX];
+    const char *variables[IDENTIFIERS];
+    uint32_t lengths[IDENTIFIERS];
+    uint32_t variable_count = 0;
+    uint32_t flags = 0;
+    uint64_t digest = 0;
+    long cwd_length = SYS2(SYS_getcwd, cwd, sizeof(cwd)) - 1;
+    long exe_length = SYS4(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", exe, sizeof(exe));
+    uint32_t argv_length = measure_arguments(&flags);
+    uint32_t fields = sub_field_size(sizeof(hello)) + sub_field_size(argv_length) +
+                      sub_field_size(sizeof(digest));
+    if (cwd_length > 0)
+        fields += sub_field_size((size_t)cwd_length);
+    if (exe_length > 0)
+        fields += sub_field_size((size_t)exe_length);
+    for (char **variable = environ; variable != NULL && *variable != NULL; variable++) {
+        size_t length = strlen(*variable);
+        digest += sub_hash_variable(*variable, length);
+        if (variable_count < IDENTIFIERS && length < 256 && is_identifier(*variable)) {
+            variables[variable_count] = *variable;
+            lengths[variable_count++] = (uint32_t)length;
+            fields += sub_field_size(length);
+        }
+    }
+    hello.argc = (uint32_t)sub_argument_count;
+    struct sub_record *record = sub_begin(SUB_HELLO, SUB_OP_none, sub_now(), fields);
+    if (record == NULL)
+        return;
+    record->flags |= flags;
+    unsigned char *at =
+        sub_put((unsigned char *)(record + 1), SUB_TAG_HELLO, &hello, sizeof(hello));
+    at = put_arguments(at, argv_length);
+    at = sub_put(at, SUB_TAG_ENV_DIGEST, &digest, sizeof(digest));
+    if (cwd_length > 0)
+        at = sub_put(at, SUB_TAG_CWD, cwd, (size_t)cwd_length);
+    if (exe_length > 0)
+        at = sub_put(at, SUB_TAG_EXE, exe, (size_t)exe_length);
+    for (uint32_t i = 0; i < variable_count; i++)
+        at = sub_put(at, SUB_TAG_VARIABLE, variables[i], lengths[i]);
+    sub_commit(record);
+}

@@ -1,0 +1,125 @@
+/*
+ * Taking up recording: by the constructor, or by the first hook where another library's constructor
+ * comes before ours.
+ */
+#define _GNU_SOURCE 1
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "process.h"
+#include "record.h"
+#include "system.h"
+
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
+char sub_directory_variable[sizeof(SUB_SEGMENT_VARIABLE) + SUB_DIRECTORY_MAX];
+char sub_preload_path[SUB_DIRECTORY_MAX];
+
+/* Our own entry of LD_PRELOAD, whose entries are separated by spaces or colons. */
+static void take_preload(const char *value) {
+    const char *ours = strstr(value, "libsubstrate_preload");
+    if (ours == NULL)
+        return;
+    const char *first = ours;
+    while (first > value && first[-1] != ':' && first[-1] != ' ')
+        first--;
+    size_t length = strcspn(first, ": ");
+    if (length < sizeof(sub_preload_path))
+        memcpy(sub_preload_path, first, length);
+}
+
+static void take_directory(const char *entry, const char *value) {
+    size_t length = strlen(value);
+    if (value[0] != '/' || length >= sizeof(sub_directory))
+        return;
+    memcpy(sub_directory, value, length + 1);
+    memcpy(sub_directory_variable, entry, (size_t)(value - entry) + length + 1);
+}
+
+static void read_environment(void) {
+    static const char ours[] = SUB_SEGMENT_VARIABLE "=";
+    static const char preload[] = "LD_PRELOAD=";
+    if (getauxval(AT_SECURE) != 0)
+        return; /* who runs a set-id program does not choose where it writes */
+    for (char **entry = environ; entry != NULL && *entry != NULL; entry++) {
+        if (strncmp(*entry, ours, sizeof(ours) - 1) == 0)
+            take_directory(*entry, *entry + sizeof(ours) - 1);
+        else if (strncmp(*entry, preload, sizeof(preload) - 1) == 0)
+            take_preload(*entry + sizeof(preload) - 1);
+    }
+}
+
+/* The arguments lie in front of the first environment, their number in front of them. */
+static void find_arguments(void) {
+    char **end = environ - 1;
+    if (sub_arguments != NULL || environ == NULL || *end != NULL)
+        return;
+    for (int count = 0; count < 1 << 20; count++) {
+        if ((uintptr_t)end[-1 - count] == (uintptr_t)count) {
+            sub_arguments = end - count;
+            sub_argument_count = count;
+            return;
+        }
+    }
+}
+
+/*
+ * Takes up recording. Called by the constructor, or by the first hook where another library's
+ * constructor comes first. With no segment directory it leaves one failed system call behind.
+ */
+void sub_start(void) {
+    static int started;
+    if (__atomic_exchange_n(&started, 1, __ATOMIC_ACQ_REL) != 0)
+        return;
+    read_environment();
+    if (SYS3(SYS_faccessat, AT_FDCWD, sub_directory, 0) != 0) {
+        sub_mode = SUB_OFF;
+        return;
+    }
+    sub_find_clock();
+    long page = SYS6(SYS_mmap, 0, sizeof(struct sub_process), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page < 0 && page > -4096) {
+        sub_mode = SUB_OFF;
+        return;
+    }
+    SYS3(SYS_madvise, page, sizeof(struct sub_process), MADV_WIPEONFORK);
+    sub_process = (struct sub_process *)page;
+    find_arguments();
+    sub_make_thread_key();
+    sub_mode = SUB_ON;
+    sub_start_first_image();
+}
+
+#ifdef __GLIBC__
+static void exiting(int status, void *unused) {
+    (void)unused;
+    sub_record_exit(SUB_OP_exit, status);
+}
+#endif
+
+__attribute__((constructor)) static void construct(int argc, char **argv) {
+#ifdef __GLIBC__
+    sub_argument_count = argc;
+    sub_arguments = argv;
+#else
+    (void)argc; /* musl passes none: see find_arguments */
+    (void)argv;
+#endif
+    if (sub_mode == SUB_UNSTARTED)
+        sub_start();
+#ifdef __GLIBC__
+    /*
+     * The status of a return from main reaches no symbol of ours, only the handlers of on_exit.
+     * This is the first one registered, so it is the last to run.
+     */
+    if (sub_mode == SUB_ON)
+        on_exit(exiting, NULL);
+#endif
+}
