@@ -34,6 +34,7 @@ from substrate_services.broker.policy_file import (
 )
 from substrate_services.journal.schema import Command, Decision, DecisionAction, PolicyMode
 
+TRACED_COMMANDS = 200  # Explain shows how rules were held against this many; all are decided on
 _SHOWN_BYTES = 120
 
 
@@ -146,12 +147,14 @@ class Explanation:
         ]
         if self.commands:
             lines.append("commands found:")
-        for number, command in enumerate(self.commands, 1):
+        for number, command in enumerate(self.commands[:TRACED_COMMANDS], 1):
             via = f"   via {' > '.join(command.via)}" if command.via else ""
             state = f"   unreadable: {command.problem}" if command.problem else ""
             state += f"   ({', '.join(command.effects)})" if command.effects else ""
             unknown = "   (some words are known only when it runs)" if command.dynamic else ""
             lines.append(f"  {number}. {shown(command)}{via}{state}{unknown}")
+        if len(self.commands) > TRACED_COMMANDS:
+            lines.append(f"  … and {len(self.commands) - TRACED_COMMANDS} more, decided on alike")
         told = [entry for entry in self.considered if all_rules or entry.matched]
         lines.append(f"rules that matched ({len(self.considered)} comparisons):")
         lines += [
@@ -193,7 +196,7 @@ def explain(policy: Policy, request: StepRequest) -> Explanation:
         commands=tuple(commands),
         considered=tuple(
             Considered(rule, command, _result(rule, command, view, request))
-            for command, view in [(c, View(c)) for c in commands if c.words]
+            for command, view in [(c, View(c)) for c in commands[:TRACED_COMMANDS] if c.words]
             for rule in policy.rules
         ),
         findings=tuple(findings),

@@ -249,16 +249,12 @@ def _pattern_words(text: bytes, spec: str) -> tuple[Word, ...]:
             "`&&`, assignments or redirections; write one rule for each command"
         )
     (command,) = commands
-    if command.redirects:
+    # What is left out of a command's source is syntax around it: `! ls`, `(ls)`, `ls &`.
+    bare = command.source == text[:512].strip()
+    if command.redirects or command.assigned or not bare:
         raise PatternError(
-            f"`{spec}` never matches: redirections are not part of a command's words"
-        )
-    plain = b" ".join(text.split())
-    told_apart = command.source != text or not plain.startswith(command.words[0].text[:1])
-    if told_apart and not re.match(rb"['\"\\$]", text):
-        raise PatternError(
-            f"`{spec}` never matches: assignments and reserved words are not part of a command's "
-            "words; write the command alone"
+            f"`{spec}` never matches: redirections, assignments and reserved words are not part "
+            "of a command's words; write the command alone"
         )
     return command.words
 

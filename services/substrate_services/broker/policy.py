@@ -49,6 +49,10 @@ class PolicyError(Exception):
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
+class HostPolicyError(PolicyError):
+    """The host's own policy files are wrong, and no earlier reading of them is in force."""
+
+
 @dataclass(frozen=True, slots=True)
 class Default:
     """What is answered when no rule settles a step."""

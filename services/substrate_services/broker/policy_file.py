@@ -153,11 +153,13 @@ def command_views(commands: list[SimpleCommand]) -> list[View]:
 
 def _read_bounded(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    with open(descriptor, "rb") as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("not a regular file")
-        data = file.read(MAX_FILE_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
     return data
@@ -354,7 +356,10 @@ class _Reader:
     def kind(self, node: yaml.Node | None) -> None:
         kind = self.string(node, "kind")
         if kind in _LATER_KINDS:
-            self.error(node, f"rules of kind `{kind}` are not built yet; use `defaults.{kind}`")
+            self.error(
+                node,
+                f"rules of kind `{kind}` are not built yet; see docs/POLICY.md for what there is",
+            )
         elif kind not in (None, "command"):
             self.error(node, f"`kind: {kind}` is not known; write `command`")
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from substrate_services.broker.policy import (
+    HostPolicyError,
     Policy,
     PolicyError,
     layer_files,
@@ -57,8 +58,8 @@ class PolicySource:
             files: session files, in order.
 
         Raises:
-            PolicyError: a project or session file is wrong, or a host file is and none was ever
-                right.
+            PolicyError: a project or session file is wrong.
+            HostPolicyError: a host file is wrong, and they were never right since the start.
         """
         key = (project, tuple(files))
         with self._lock:
@@ -75,17 +76,21 @@ class PolicySource:
                 self._kept.popitem(last=False)
             return policy
 
+    def host_files(self) -> list[Path]:
+        """The host's policy files, in order, right or wrong."""
+        return [path for layer, path in layer_files(home=self._home) if layer == "host"]
+
     def reload(self) -> Policy:
         """Read the host's files now, changed or not.
 
         Raises:
-            PolicyError: a file is wrong; the policy before stays in force.
+            HostPolicyError: a file is wrong; the policy before stays in force.
         """
         with self._lock:
             self._host_stamp = None
         policy = self.current()
         if self.problems:
-            raise PolicyError(self.problems)
+            raise HostPolicyError(self.problems)
         return policy
 
     def _read_host(self) -> list[LayerFile]:
@@ -102,7 +107,7 @@ class PolicySource:
             self.problems = error.problems
             if self._host_layers is None:
                 self._host_stamp = None
-                raise
+                raise HostPolicyError(error.problems) from error
             for problem in error.problems:
                 _log.warning("policy not taken, the one before stays in force: %s", problem)
             return self._host_layers
