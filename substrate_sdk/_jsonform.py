@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TypeAlias, Union
 
 JsonValue: TypeAlias = Union[  # noqa: UP007 # a recursive alias has to be a string in parts
-    None, bool, int, float, str, list["JsonValue"], dict[str, "JsonValue"]
+    bool, int, float, str, list["JsonValue"], dict[str, "JsonValue"], None
 ]
 JsonObject: TypeAlias = dict[str, JsonValue]
 

@@ -15,7 +15,6 @@ from substrate_sdk.types import Decision, Output, OutputStream, Result
 #: Bytes of standard input in one request.
 STDIN_PIECE = 64 << 10
 
-#: How long a result's request may take beyond the command's own time-out: None, forever.
 OutputCallback = Callable[[Output], None]
 
 
@@ -176,13 +175,18 @@ class AsyncExec:
         return AsyncOutputReader(self._connection, self.world_id, self.exec_id, timeout_s=timeout_s)
 
     async def wait(
-        self, timeout_s: float | None = None, *, on_output: OutputCallback | None = None
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_output: OutputCallback | None = None,
+        keep_output: bool = True,
     ) -> Result:
         """Wait for the end of the command and its records.
 
         Args:
             timeout_s: seconds to wait at most; the command goes on afterwards.
             on_output: called with each piece of output as it comes.
+            keep_output: False leaves it out of the result, for output too large to hold.
 
         Raises:
             CallTimeout: it is not over (a TimeoutError).
@@ -194,7 +198,8 @@ class AsyncExec:
         started = time.monotonic()
         try:
             async for output in reader:
-                kept["stderr" if output.stream == "stderr" else "stdout"].append(output.data)
+                if keep_output:
+                    kept["stderr" if output.stream == "stderr" else "stdout"].append(output.data)
                 if on_output is not None:
                     on_output(output)
         except CallTimeout as error:

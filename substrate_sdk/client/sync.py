@@ -167,18 +167,23 @@ class Exec:
         return OutputReader(self._inner.output(timeout_s=timeout_s))
 
     def wait(
-        self, timeout_s: float | None = None, *, on_output: OutputCallback | None = None
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_output: OutputCallback | None = None,
+        keep_output: bool = True,
     ) -> Result:
         """Wait for the end of the command and its records.
 
         Args:
             timeout_s: seconds to wait at most; the command goes on afterwards.
             on_output: called with each piece of output as it comes.
+            keep_output: False leaves it out of the result, for output too large to hold.
 
         Raises:
             CallTimeout: it is not over (a TimeoutError).
         """
-        return drive(self._inner.wait(timeout_s, on_output=on_output))
+        return drive(self._inner.wait(timeout_s, on_output=on_output, keep_output=keep_output))
 
     def feed(self, data: bytes) -> None:
         """Write all of standard input and close it; a command need not read it."""

@@ -22,8 +22,12 @@ T = TypeVar("T")
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
 
-class Stream(AsyncIterator[ItemT_co], Protocol[ItemT_co]):
+class Stream(Protocol[ItemT_co]):
     """The answers of one streaming call. Closing it ends the call, not what the call is about."""
+
+    def __aiter__(self) -> AsyncIterator[ItemT_co]: ...
+
+    async def __anext__(self) -> ItemT_co: ...
 
     async def close(self) -> None:
         """End the call. Idempotent."""
