@@ -307,6 +307,12 @@ class AsyncSubstrate:
 
         return records.stream_events(self._connection, span, bounded=bounded)
 
+    def event_lines(self, span: SpanLike, *, bounded: bool = False) -> AsyncIterator[bytes]:
+        """As :meth:`events`, each as the JSON line that it is, with its newline."""
+        from substrate_sdk.client import records
+
+        return records.event_lines(self._connection, span, bounded=bounded)
+
     def object(self, digest: str) -> AsyncIterator[bytes]:
         """The bytes of an object, in pieces: output, a file's content, an event batch.
 

@@ -632,6 +632,10 @@ class Substrate:
         """
         return _Iteration(self._inner.events(span, bounded=bounded))
 
+    def event_lines(self, span: SpanLike, *, bounded: bool = False) -> Iterator[bytes]:
+        """As :meth:`events`, each as the JSON line that it is, with its newline."""
+        return _Iteration(self._inner.event_lines(span, bounded=bounded))
+
     def object(self, digest: str) -> Iterator[bytes]:
         """The bytes of an object, in pieces: output, a file's content, an event batch.
 
