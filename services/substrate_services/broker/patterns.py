@@ -294,6 +294,8 @@ def _compile_glob(text: bytes, spec: str) -> tuple[tuple[_Token, ...], re.Patter
 def _byte_class(body: bytes, spec: str) -> bytes:
     negated = body[:1] in (b"!", b"^")
     body = body[1:] if negated else body
+    if not body.isascii():
+        raise PatternError(f"`{spec}`: only ASCII can stand in `[]`; write `*` for other text")
     admitted: set[int] = set()
     index = 0
     while index < len(body):

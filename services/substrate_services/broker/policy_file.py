@@ -36,6 +36,7 @@ MODES: tuple[PolicyMode, ...] = get_args(PolicyMode)
 ACTIONS: tuple[DecisionAction, ...] = get_args(DecisionAction)
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 1 << 20
+_VERSION = ("tag:yaml.org,2002:int", str(FORMAT_VERSION))
 _MAX_YAML_DEPTH = 8
 _Choice = TypeVar("_Choice", bound=str)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}\Z")
@@ -189,7 +190,7 @@ class _Reader:
             return LayerFile(self.layer, self.name), self.problems
         if "version" not in top:
             self.error(root, f"`version` is missing; write `version: {FORMAT_VERSION}`")
-        elif top["version"].value != str(FORMAT_VERSION):
+        elif (top["version"].tag, top["version"].value) != _VERSION:
             self.error(
                 top["version"],
                 f"version {_shown(top['version'])} is not known; this reads version "

@@ -230,7 +230,7 @@ def process_to_proto(process: Process) -> types_pb2.Process:
 
 
 def result_to_proto(record: SpanRecord, *, with_processes: bool = True) -> types_pb2.ExecResult:
-    """The outcome of a finished step. ``hosts`` is left empty: a record does not have them."""
+    """The outcome of a finished step."""
     return types_pb2.ExecResult(
         exit_code=record.exit_code,
         signal=record.signal,
@@ -261,6 +261,7 @@ def result_to_proto(record: SpanRecord, *, with_processes: bool = True) -> types
         processes_truncated=record.processes_truncated
         if with_processes
         else record.processes_truncated + len(record.processes),
+        hosts=[_text(host) for host in record.hosts],
     )
 
 

@@ -225,11 +225,11 @@ def _prepare_socket(socket_path: Path) -> str:
             f"socket path {str(socket_path)!r} has {len(encoded)} bytes; at most "
             f"{_SOCKET_PATH_BYTES} fit: set SUBSTRATE_HOME to a shorter path"
         )
-    _private_directory(socket_path.parent)
+    private_directory(socket_path.parent)
     return f"unix:{quote(encoded)}"
 
 
-def _private_directory(directory: Path) -> None:
+def private_directory(directory: Path) -> None:
     """Makes a directory of ours that nobody else can enter, or makes sure that it is one."""
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from substrate_sdk._pb.substrate.replay.v1alpha1 import replay_pb2, replay_pb2_grpc
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host.validation import page_position, page_size, page_token
+from substrate_services.host.validation import page_offset, page_size, page_token
 from substrate_services.replay.classify import Verdict
 from substrate_services.replay.divergence import Divergence
 from substrate_services.replay.replays import Replay, Replays, ReplayState
@@ -77,7 +77,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
     ) -> replay_pb2.ListReplaysResponse:
         """See the contract."""
         size = page_size(request.page_size)
-        start = int(page_position(request.page_token, {}) or "0")
+        start = page_offset(request.page_token, {})
         replays = self._replays.all()
         more = start + size < len(replays)
         return replay_pb2.ListReplaysResponse(

@@ -156,7 +156,6 @@ class Execs:
         self._execs: dict[str, dict[str, Exec]] = {}
         self._starting: dict[tuple[str, str], asyncio.Task[Exec]] = {}
         self._recording: set[asyncio.Task[None]] = set()
-        worlds.listener = self
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -191,15 +190,16 @@ class Execs:
         action, replay_of, kind = self._resolve(world, request)
         decision = await self._decider.decide(world, action, kind)
         denied = decision.enforced and decision.action != "allow"
+        caller_trace, caller_span = _caller(request.traceparent)
         start = SpanStart(
             span_id=new_span_id(),
-            trace_id=world.spec.trace_id,
+            trace_id=caller_trace or world.spec.trace_id,
             session_id=request.session_id or world.spec.session_id,
             world_id=world.spec.world_id,
             exec_id=request.exec_id,
             kind=kind,
             agent_id=request.agent_id or world.spec.agent_id,
-            parent_span=_parent_of(request.traceparent),
+            parent_span=caller_span,
             start_time=time.time(),
             action=action,
             decision=decision,
@@ -400,7 +400,7 @@ class Execs:
     # -- ending --------------------------------------------------------------------------------
 
     def output_grew(self, world: World, exec_id: str) -> None:
-        """See :class:`Listener`."""
+        """See :class:`~substrate_services.world.worlds.Listener`."""
         exec_ = self._find(world, exec_id)
         if exec_ is not None:
             exec_.output.grew()
@@ -503,6 +503,8 @@ class Execs:
     def _read_execs(self, directory: Path) -> list[Exec]:
         found = []
         for exec_directory in sorted((directory / "execs").iterdir()):
+            if not exec_directory.is_dir():
+                continue  # what a look left behind
             try:
                 line = json.loads((exec_directory / _EXEC_FILE).read_bytes())
                 exec_ = Exec(start_from_line(line), exec_directory)
@@ -544,9 +546,10 @@ def _identity_env(step: SpanStart | SpanRecord) -> dict[bytes, bytes]:
     }
 
 
-def _parent_of(traceparent: str) -> str | None:
+def _caller(traceparent: str) -> tuple[str | None, str | None]:
+    """Trace and span of the caller, from a traceparent that the edge has checked."""
     parts = traceparent.split("-")
-    return parts[2] if len(parts) == 4 and len(parts[2]) == 16 else None
+    return (parts[1], parts[2]) if len(parts) >= 4 else (None, None)
 
 
 def _boot_to_utc_ns() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -145,7 +145,7 @@ class OutputFollower:
         self._finished = True
         self.grew()
 
-    async def frames(self, offset: int = 0) -> AsyncIterator[Frame]:
+    async def frames(self, offset: int = 0) -> AsyncGenerator[Frame, None]:
         """Yield records from ``offset`` on, waiting for more until the end.
 
         Raises:

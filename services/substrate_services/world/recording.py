@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Protocol
@@ -18,7 +18,7 @@ from substrate_services.journal.codec import (
     process_start_line,
     span_to_line,
 )
-from substrate_services.journal.jsontypes import JsonObject, JsonValue
+from substrate_services.journal.jsontypes import JsonObject
 from substrate_services.journal.schema import Coverage, Process, SpanRecord
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
@@ -56,6 +56,7 @@ class Attempt:
     directory: Path
     telemetry: StepTelemetry = field(default_factory=StepTelemetry)
     effects: StepEffects | None = None
+    queued: SpanRecord | None = None  # its lines are with the writer, and may be on disk
 
 
 class Telemetry(Protocol):
@@ -71,7 +72,7 @@ class Telemetry(Protocol):
 class Projection(Protocol):
     """Where finished spans go besides the journal."""
 
-    def export(self, record: SpanRecord, events: Sequence[Mapping[str, JsonValue]]) -> None:
+    def export(self, record: SpanRecord, events: Sequence[JsonObject]) -> None:
         """Take a finished step. Never blocks, never raises."""
         ...
 
@@ -129,20 +130,25 @@ class Recorder:
                 world.tree.finish_step, attempt.telemetry.reads
             )
         telemetry, effects = attempt.telemetry, attempt.effects
-        blocked = explain_blocked(telemetry.events, world.layout, world.spec.network)
-        record = _record(start, ended, output, telemetry, effects, duration_ns)
-        record = replace(record, blocked=(*ended.blocked, *blocked))
-        await self._commit(world, record, telemetry.events)
+        record = attempt.queued
+        if record is None:
+            blocked = explain_blocked(telemetry.events, world.layout, world.spec.network)
+            record = _record(start, ended, output, telemetry, effects, duration_ns)
+            record = replace(record, blocked=(*ended.blocked, *blocked))
+            # Objects first: a line on disk never names what is not.
+            await asyncio.to_thread(self._store.sync)
+            self._append(world, record, telemetry.events)
+            attempt.queued = record
+        await self._journal.flush()
+        if self._projection is not None:
+            self._projection.export(record, telemetry.events)
         if effects is not None:
             world.state = world.state.after_step(effects.snapshot_id, effects.inputs_digest)
             await asyncio.to_thread(world.save)
         return record
 
-    async def _commit(
-        self, world: World, record: SpanRecord, events: tuple[JsonObject, ...]
-    ) -> None:
-        """Write the step's lines and wait until they are on disk, objects first."""
-        await asyncio.to_thread(self._store.sync)
+    def _append(self, world: World, record: SpanRecord, events: tuple[JsonObject, ...]) -> None:
+        """Give the step's lines to the writer."""
         self._journal.append(
             decision_line(
                 record.decision,
@@ -161,9 +167,6 @@ class Recorder:
         for event in events:
             self._journal.append(event)
         self._journal.append(span_to_line(record))
-        await self._journal.flush()
-        if self._projection is not None:
-            self._projection.export(record, events)
 
     # -- output --------------------------------------------------------------------------------
 

@@ -194,7 +194,7 @@ class Worlds:
         self._worlds: dict[str, World] = {}
         self._requests: dict[str, asyncio.Task[World]] = {}
         self._background: set[asyncio.Task[object]] = set()
-        self.listener: Listener | None = None
+        self.listeners: list[Listener] = []
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -388,9 +388,8 @@ class Worlds:
         self, state: WorldState, directory: Path, layout: Layout, tree: WorldTree, box: Box
     ) -> World:
         def tell(say: Callable[[Listener, World], None]) -> None:
-            world = attached[0] if attached else None
-            if world is not None and self.listener is not None:
-                say(self.listener, world)
+            for listener in self.listeners if attached else ():
+                say(listener, attached[0])
 
         def gone() -> None:
             if attached and not attached[0].removing:

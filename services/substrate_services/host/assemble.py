@@ -1,0 +1,231 @@
+"""A host process, put together: stores, domain, servers, start-up and shut-down (DESIGN §3)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from substrate_sdk.config import HostPaths
+from substrate_services.agent.server import AgentServicer
+from substrate_services.agent.sessions import Sessions
+from substrate_services.broker.server import BrokerServicer
+from substrate_services.broker.source import PolicySource
+from substrate_services.host.identity import host_id
+from substrate_services.host.server import build_server, private_directory
+from substrate_services.journal.reader import JournalReader
+from substrate_services.journal.writer import Journal
+from substrate_services.native_paths import native_directory
+from substrate_services.objects.store import ObjectStore
+from substrate_services.replay.engines.local import LocalEngine
+from substrate_services.replay.replays import Replays
+from substrate_services.replay.runner import Runner
+from substrate_services.replay.server import ReplayServicer
+from substrate_services.telemetry.otel import OtelProjection
+from substrate_services.trace.server import TraceServicer
+from substrate_services.world.availability import Availability
+from substrate_services.world.backends.base import BackendUnavailable
+from substrate_services.world.backends.native import NativeBackend
+from substrate_services.world.broker_client import BrokerClient
+from substrate_services.world.execs import Execs
+from substrate_services.world.looks import Looks
+from substrate_services.world.observing import SegmentTelemetry
+from substrate_services.world.recording import Recorder
+from substrate_services.world.server import WorldServicer
+from substrate_services.world.worlds import DEFAULT_IDLE_TIMEOUT_S, World, Worlds
+
+log = logging.getLogger(__name__)
+
+_REAP_INTERVAL_S = 5.0
+_GRACE_S = 5.0  # for calls under way when the host ends
+_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """How a host runs.
+
+    Attributes:
+        home: ``$SUBSTRATE_HOME``.
+        trace_path: the journal; ``trace.jsonl`` in the home by default.
+        idle_s: the host ends after this long without calls, execs and worlds that are not kept;
+            None for never.
+        development: serve reflection too.
+        version: of Substrate.
+    """
+
+    home: Path
+    trace_path: Path
+    idle_s: float | None
+    development: bool
+    version: str
+
+
+class Host:
+    """One host process; :meth:`run` serves until it is told to stop or has nothing to do."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._paths = HostPaths(config.home)
+        self._stop = asyncio.Event()
+        self._last_call = time.monotonic()
+        self._calls = 0
+
+    def stop(self) -> None:
+        """End the host; kept worlds and running commands go on."""
+        self._stop.set()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve.
+
+        Args:
+            ready: called once clients can connect.
+
+        Raises:
+            JournalBusy: another host has this home.
+            OSError: the home or the socket cannot be used.
+        """
+        config = self._config
+        private_directory(config.home)
+        private_directory(Path(self._paths.run_dir))
+        async with contextlib.AsyncExitStack() as stack:
+            journal = Journal(config.trace_path)
+            stack.callback(journal.close)
+            store = ObjectStore(config.home / "objects")
+            stack.callback(store.close)
+            reader = JournalReader(config.trace_path)
+            backend = NativeBackend(Path(self._paths.launcher_socket), config.home / "launcher")
+            stack.push_async_callback(backend.close)
+            projection = OtelProjection.from_environment(host_id(), config.version)
+            if projection is not None:
+                stack.callback(projection.close)
+            worlds = Worlds(
+                home=config.home,
+                backend=backend,
+                store=store,
+                journal=journal,
+                reader=reader,
+                preload_dir=native_directory(),
+            )
+            stack.push_async_callback(worlds.close)
+            channel = grpc.aio.insecure_channel(
+                f"unix:{self._paths.host_socket}", options=_CHANNEL_OPTIONS
+            )
+            stack.push_async_callback(channel.close)
+            recorder = Recorder(
+                store=store,
+                journal=journal,
+                telemetry=SegmentTelemetry(store),
+                projection=projection,
+            )
+            execs = Execs(
+                worlds=worlds,
+                store=store,
+                journal=journal,
+                reader=reader,
+                decider=BrokerClient(channel),
+                recorder=recorder,
+            )
+            stack.push_async_callback(execs.drain)
+            looks = Looks()
+            worlds.listeners += [execs, looks]
+            availability = Availability(backend)
+            replays = Replays(Runner(engine=LocalEngine(channel), reader=reader, store=store))
+            stack.push_async_callback(replays.close)
+            agent = AgentServicer(Sessions(journal), reader, channel)
+            await self._recover(backend, worlds, execs, agent)
+            server = await build_server(
+                [
+                    agent,
+                    BrokerServicer(PolicySource(config.home)),
+                    WorldServicer(
+                        availability=availability,
+                        worlds=worlds,
+                        execs=execs,
+                        looks=looks,
+                        reader=reader,
+                        store=store,
+                        version=config.version,
+                    ),
+                    ReplayServicer(replays),
+                    TraceServicer(reader, store, host_id=host_id(), version=config.version),
+                ],
+                socket_path=Path(self._paths.host_socket),
+                development=config.development,
+            )
+            await server.start()
+            stack.push_async_callback(server.stop, _GRACE_S)
+            pid_file = Path(self._paths.host_pid)
+            pid_file.write_text(f"{os.getpid()}\n")
+            stack.callback(pid_file.unlink, missing_ok=True)
+            ready()
+            await self._serve(worlds, execs, replays)
+
+    async def _recover(
+        self, backend: NativeBackend, worlds: Worlds, execs: Execs, agent: AgentServicer
+    ) -> None:
+        """Take over what an earlier host process left, before anybody can ask for it."""
+        await agent.load()
+        try:
+            await backend.start()
+        except BackendUnavailable as error:
+            log.warning("worlds cannot be made here: %s; %s", error, error.fix)
+            return
+        found = await worlds.recover()
+        await execs.recover(found)
+        await execs.drain()
+        for world in found:
+            if world.lost:
+                await worlds.remove(world.spec.world_id, execs.end_all)
+
+    # -- while it serves -----------------------------------------------------------------------
+
+    async def _serve(self, worlds: Worlds, execs: Execs, replays: Replays) -> None:
+        busy_since = time.monotonic()
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._interval())
+            if self._stop.is_set():
+                return
+            for world in worlds.all():
+                if _is_over(world):
+                    await worlds.remove(world.spec.world_id, execs.end_all)
+            living = [world for world in worlds.all() if not world.spec.keep or world.running]
+            used = max((world.last_used for world in worlds.all()), default=0.0)
+            if living or replays.running or self.calls_under_way():
+                busy_since = time.monotonic()
+            busy_since = max(busy_since, used, self._last_call)
+            if self._config.idle_s is not None:
+                if time.monotonic() - busy_since >= self._config.idle_s:
+                    return
+
+    def _interval(self) -> float:
+        if self._config.idle_s is None:
+            return _REAP_INTERVAL_S
+        return min(_REAP_INTERVAL_S, max(0.1, self._config.idle_s / 4))
+
+    def calls_under_way(self) -> int:
+        """RPCs that have not been answered."""
+        return self._calls
+
+
+def _is_over(world: World) -> bool:
+    """Whether a world's time has come: expired, or idle and nobody said to keep it."""
+    spec = world.spec
+    if spec.expires_at is not None and time.time() >= spec.expires_at:
+        return True
+    if world.running:
+        return False
+    idle_s = spec.idle_timeout_s
+    if idle_s is None:
+        if spec.keep:
+            return False
+        idle_s = DEFAULT_IDLE_TIMEOUT_S
+    return time.monotonic() - world.last_used >= idle_s

@@ -1,0 +1,47 @@
+"""Asks the broker about steps, over gRPC: the World is where policy is enforced."""
+
+from __future__ import annotations
+
+import os
+
+import grpc.aio
+
+from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_grpc
+from substrate_services.host.convert import command_to_proto, decision_from_proto
+from substrate_services.journal.action import action_digest
+from substrate_services.journal.schema import Action, Decision
+from substrate_services.world.execs import StepKind
+from substrate_services.world.worlds import World
+
+
+class BrokerClient:
+    """A :class:`~substrate_services.world.execs.Decider`.
+
+    Args:
+        channel: to the BrokerService.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._broker = broker_pb2_grpc.BrokerServiceStub(channel)
+
+    async def decide(self, world: World, action: Action, kind: StepKind) -> Decision:
+        """See :class:`Decider`."""
+        spec = world.spec
+        facts = broker_pb2.StepFacts(
+            world_id=spec.world_id,
+            session_id=spec.session_id,
+            agent_id=spec.agent_id,
+            profile=spec.profile,
+            cwd=action.cwd,
+            project=spec.project.root if spec.project is not None else None,
+            policy_file=spec.policy_file or b"",
+            action_digest=action_digest(action),
+        )
+        if kind == "exec":
+            facts.kind = broker_pb2.STEP_KIND_EXEC
+            facts.command.CopyFrom(command_to_proto(action.command))
+        else:
+            facts.kind = broker_pb2.STEP_KIND_FILES
+            facts.paths.append(os.path.normpath(os.path.join(action.cwd, action.command.argv[2])))
+        answer = await self._broker.Evaluate(broker_pb2.EvaluateRequest(step=facts))
+        return decision_from_proto(answer.decision)
