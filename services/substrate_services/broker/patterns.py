@@ -39,7 +39,7 @@ class PatternError(ValueError):
 class View:
     """A simple command in the shapes that matching needs, worked out once."""
 
-    __slots__ = ("dynamic", "full", "name", "segments", "sure", "text", "words")
+    __slots__ = ("dynamic", "full", "known", "name", "segments", "sure", "text", "words")
 
     def __init__(self, command: SimpleCommand) -> None:
         first = command.words[0]
@@ -61,6 +61,17 @@ class View:
             self.segments = [self.text]
         if not trusted and not first.parts:
             self.sure = b" ".join(self.full or ())  # ./git is not git
+        self.known = self._known(command.words, first.text if not trusted else name)
+
+    @staticmethod
+    def _known(words: tuple[Word, ...], name: bytes) -> tuple[bytes, ...]:
+        """The words before the first unknown one, which are what they are whatever it becomes."""
+        known: list[bytes] = []
+        for word in words:
+            if word.parts:
+                break
+            known.append(word.text if known else name)
+        return tuple(known)
 
 
 def _joined(words: Sequence[Word], first: Word | None) -> bytes:
@@ -94,6 +105,7 @@ class Pattern:
         regex: of a glob.
         tokens: the pattern as byte values, byte sets and stars.
         first: the literal command name it needs; None when a glob leaves it open.
+        by_path: it names the command by its path, which then counts instead of the base name.
         head, tail: the tokens before the first star, and those after the last one reversed.
     """
 
@@ -105,34 +117,35 @@ class Pattern:
     first: bytes | None
     head: tuple[_Token, ...] = ()
     tail: tuple[_Token, ...] = ()
+    by_path: bool = False
 
     def matches(self, view: View) -> bool:
         """True when the command as spelled is one the pattern names."""
-        by_path = self.first is not None and b"/" in self.first
-        if by_path and view.full is None:
+        if self.by_path and view.full is None:
             return False
-        words = (view.full or view.words) if by_path else view.words
+        words = (view.full or view.words) if self.by_path else view.words
         if self.form == "prefix":
             return words[: len(self.words)] == self.words
         if self.form == "exact":
             return words == self.words
-        text = b" ".join(words) if by_path else view.text
+        text = b" ".join(words) if self.by_path else view.text
         return self.regex is not None and self.regex.match(text) is not None
 
     def surely_matches(self, view: View) -> bool:
         """True when the command matches whatever its unknown parts turn out to be."""
+        if self.by_path and not view.dynamic:
+            return self.matches(view)
         if self.form == "glob":
             return self.regex is not None and self.regex.match(view.sure) is not None
-        wanted = b" ".join(self.words)
+        known = view.known
         if self.form == "exact":
-            return view.sure == wanted and self.matches(view)
-        exact = view.sure == wanted or view.sure.startswith((wanted + b" ", wanted + _UNKNOWN))
-        return exact and (view.dynamic or self.matches(view))
+            return known == self.words and not view.dynamic
+        return known[: len(self.words)] == self.words
 
     def could_match(self, view: View) -> bool:
         """True when some value of the unknown parts would make the command match."""
         segments = view.segments
-        if self.first is not None and b"/" in self.first:
+        if self.by_path:
             segments = [b"", *segments[1:]] if len(segments) > 1 else segments
         if len(segments) < 2:
             return self.matches(view)
@@ -213,7 +226,10 @@ def compile_pattern(spec: str) -> Pattern:
     _pattern_words(text, spec)
     tokens, regex = _compile_glob(text, spec)
     head = re.match(rb"[^*?\[ ]+(?= )", text)
-    return Pattern(spec, "glob", (), regex, tokens, head[0] if head else None, *_ends(tokens))
+    by_path = b"/" in text.split(b" ", 1)[0]
+    return Pattern(
+        spec, "glob", (), regex, tokens, head[0] if head else None, *_ends(tokens), by_path
+    )
 
 
 def exact_pattern(words: Sequence[str]) -> Pattern:
@@ -235,7 +251,9 @@ def _from_words(spec: str, form: PatternForm, words: tuple[bytes, ...]) -> Patte
     tokens: list[_Token] = list(b" ".join(words))
     if form == "prefix":
         tokens.append(_STAR)
-    return Pattern(spec, form, words, None, tuple(tokens), words[0], *_ends(tuple(tokens)))
+    return Pattern(
+        spec, form, words, None, tuple(tokens), words[0], *_ends(tuple(tokens)), b"/" in words[0]
+    )
 
 
 def _pattern_words(text: bytes, spec: str) -> tuple[Word, ...]:
