@@ -68,7 +68,6 @@ class LayoutRequest:
         base: the host's mounts.
         per_directory: overlay each top-level directory by itself (rootless).
         preload_dir: host directory with the telemetry library.
-        corrections: lower directories to put over the base, by layer id (replay).
     """
 
     directory: Path
@@ -79,7 +78,6 @@ class LayoutRequest:
     base: tuple[BaseMount, ...]
     per_directory: bool
     preload_dir: bytes
-    corrections: dict[str, bytes]
 
 
 def make_layout(request: LayoutRequest) -> Layout:
@@ -124,13 +122,13 @@ class _Builder:
         if request.per_directory:
             self._top_level_overlays()
         else:
-            fixture = self._mirror(b"/")
+            layer = self._add_overlay("root", b"/", b"/")
+            upper = Path(os.fsdecode(layer.upper))
             for path in (TMP, RUNTIME, *self._covers):
                 if not os.path.isdir(path) and not is_below(path, self._fillable(path)):
-                    self._make_mirrored(fixture, path)
-            self._write_ld_preload(fixture / "etc")
-            _copy_attributes(b"/", fixture)
-            self._add_overlay("root", b"/", (os.fsencode(fixture), b"/"))
+                    self._make_mirrored(upper, path)
+            self._write_ld_preload(upper / "etc")
+            _copy_attributes(b"/", upper)
         for index, mount in enumerate(request.base):
             path = mount.mount_point
             if path == b"/" or is_below(path, (request.substrate_home,)):
@@ -138,7 +136,7 @@ class _Builder:
             if is_below(path, self._covers) and not is_below(path, self._shown):
                 continue
             if mount.is_dir:
-                self._add_overlay(f"mount-{index}", path, (path,))
+                self._add_overlay(f"mount-{index}", path, path)
             elif os.path.isfile(path):
                 self._ops.append(Bind(path, path))
 
@@ -158,15 +156,17 @@ class _Builder:
             if entry.is_symlink():
                 self._ops.append(Symlink(path, os.readlink(entry.path)))
             elif entry.is_dir() and path not in on_mounts and os.access(path, os.R_OK | os.X_OK):
-                lowers: tuple[bytes, ...] = (path,)
+                layer = self._add_overlay(f"top-{os.fsdecode(entry.name)}", path, path)
                 if path == b"/etc":
-                    fixture = self._mirror(path)
-                    self._write_ld_preload(fixture)
-                    lowers = (os.fsencode(fixture), path)
-                self._add_overlay(f"top-{os.fsdecode(entry.name)}", path, lowers)
+                    self._write_ld_preload(Path(os.fsdecode(layer.upper)))
 
     def _write_ld_preload(self, etc: Path) -> None:
-        """The loader reads /etc/ld.so.preload in every dynamic program (ld.so(8))."""
+        """The loader reads /etc/ld.so.preload in every dynamic program (ld.so(8)).
+
+        It goes into the upper layer before that is mounted, so the first walk of the layer has
+        it and no step is charged with it. A lower layer of its own would be tidier, but the
+        kernel refuses lower layers that lie in one another (ELOOP), and / holds them all.
+        """
         etc.mkdir(exist_ok=True)
         try:
             existing = Path("/etc/ld.so.preload").read_bytes()
@@ -195,7 +195,7 @@ class _Builder:
         for cover in sorted(self._covers, key=len):
             if cover in skeletons:
                 name = "tmp" if cover == TMP else "home"
-                self._add_overlay(name, cover, (os.fsencode(skeletons[cover]),))
+                self._add_overlay(name, cover, os.fsencode(skeletons[cover]))
             else:
                 self._ops.append(Tmpfs(cover, size_bytes=1 << 20))
         self._ops += [Place(f"shown-{index}", path) for index, path in enumerate(self._shown)]
@@ -238,28 +238,21 @@ class _Builder:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _add_overlay(self, layer_id: str, target: bytes, lowers: tuple[bytes, ...]) -> None:
+    def _add_overlay(self, layer_id: str, target: bytes, lower: bytes) -> Layer:
         directory = self._request.directory / "layers" / layer_id
-        correction = self._request.corrections.get(layer_id)
-        if correction is not None:
-            lowers = (correction, *lowers)
-        layer = Layer(layer_id, target, lowers, directory, user_xattrs=self._request.per_directory)
+        layer = Layer(
+            layer_id, target, (lower,), directory, user_xattrs=self._request.per_directory
+        )
         for made in (layer.upper, layer.work):
             os.makedirs(made, exist_ok=True)
-        _copy_attributes(lowers[0], Path(os.fsdecode(layer.upper)))
+        _copy_attributes(lower, Path(os.fsdecode(layer.upper)))
         self._layers.append(layer)
-        self._ops.append(Overlay(target, lowers, layer.upper, layer.work))
+        self._ops.append(Overlay(target, layer.lowers, layer.upper, layer.work))
+        return layer
 
-    def _mirror(self, directory: bytes) -> Path:
-        """A fixture directory that looks like ``directory``, for entries that the base lacks."""
-        fixture = self._fixtures / "root" / os.fsdecode(directory.lstrip(b"/"))
-        fixture.mkdir(parents=True, exist_ok=True)
-        _copy_attributes(directory, fixture)
-        return fixture
-
-    def _make_mirrored(self, fixture: Path, path: bytes) -> None:
-        """Make ``path`` below the fixture, each directory looking like the host's, if there."""
-        current, here = b"/", fixture
+    def _make_mirrored(self, upper: Path, path: bytes) -> None:
+        """Make ``path`` in an upper layer, each directory looking like the host's, if there."""
+        current, here = b"/", upper
         for name in path.strip(b"/").split(b"/"):
             current, here = os.path.join(current, name), here / os.fsdecode(name)
             here.mkdir(exist_ok=True)

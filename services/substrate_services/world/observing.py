@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from substrate_services.journal.codec import SpanStart
+from substrate_services.journal.codec import SpanStart, timestamp
 from substrate_services.journal.jsontypes import JsonObject
 from substrate_services.journal.schema import Coverage
 from substrate_services.objects.store import ObjectStore
@@ -82,7 +82,11 @@ class SegmentTelemetry:
 
 def _line(event: JsonObject) -> JsonObject:
     # The decoder's lines are programs' testimony; the writer's own fields are not theirs to set.
-    return {key: value for key, value in event.items() if key not in ("seq", "v")}
+    line = {key: value for key, value in event.items() if key not in ("seq", "v")}
+    moment = line.get("ts")
+    if isinstance(moment, float | int):
+        line["ts"] = timestamp(moment)
+    return line
 
 
 def _host(contact: HostContact) -> str:

@@ -1,9 +1,9 @@
 """The tree before, or after, a recorded step, made again for a fresh world (DESIGN §9.3).
 
 Upper layers come from the snapshot. What lies below them is the host's live tree, which may have
-changed since: what differs in the project is put right by a *correction*, a lower layer between
-the base and the upper, made from kept content. What cannot be put right is named, and nothing
-runs on a tree that is not the recorded one unless the caller insists.
+changed since: what differs in the project is put right in the upper layer too, from kept content,
+before the snapshot's own entries go on top. What cannot be put right is named, and nothing runs on
+a tree that is not the recorded one unless the caller insists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from substrate_services.journal.schema import FileFingerprint
 from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
-from substrate_services.objects.tree import TreeEntry
+from substrate_services.objects.tree import TreeEntry, get_dir, walk
 from substrate_services.world.base_mounts import BaseMount
 from substrate_services.world.fingerprint import (
     BaseDifference,
@@ -85,6 +85,7 @@ def plan_restore(
     if base.fingerprints is not None:
         fingerprints = get_fingerprints(store, base.fingerprints)
     missing = _missing_mounts(base, mounts)
+    moved = _has_redirects(store, snapshot)
     changed: list[FileFingerprint] = []
     added: list[bytes] = []
     for root in base.project.roots if base.project is not None else ():
@@ -93,7 +94,10 @@ def plan_restore(
         changed += difference.changed
         added += difference.added
     for entry in changed:
-        if stat.S_ISREG(entry.mode):
+        if moved:
+            # It may show under another name, where a correction would not reach it.
+            missing.append(Missing(entry.path, "changed below a directory that the world renamed"))
+        elif stat.S_ISREG(entry.mode):
             digest = inputs.pins.get(entry.path)
             if digest is None:
                 missing.append(Missing(entry.path, "changed on the host, and its content not kept"))
@@ -114,51 +118,30 @@ def plan_restore(
     )
 
 
-def correction_directories(plan: RestorePlan, directory: Path) -> dict[str, bytes]:
-    """Directories for corrections, by layer id, to be laid over the base; made by :func:`correct`.
-
-    Which layer the project is on is not known before the layout is; every base layer that could
-    hold it gets a directory, and an empty one corrects nothing.
-    """
-    if not plan.difference or plan.base.project is None:
-        return {}
-    wanted: dict[str, bytes] = {}
-    for layer in plan.snapshot.layers:
-        if layer.layer_id in ("home", "tmp"):
-            continue
-        if any(_in(root, layer.mount_point) for root in plan.base.project.roots):
-            path = directory / "corrections" / layer.layer_id
-            path.mkdir(parents=True, exist_ok=True)
-            wanted[layer.layer_id] = os.fsencode(path)
-    return wanted
-
-
-def correct(
-    store: ObjectStore, plan: RestorePlan, layout: Layout, directories: dict[str, bytes]
-) -> None:
-    """Fill the corrections, so that the world shows the recorded project.
+def correct(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
+    """Put the project right in the upper layers; they are not mounted yet.
 
     Files that changed come from kept content; what was added since is hidden by whiteouts.
     """
     missing = {entry.path for entry in plan.missing}
+    touched: set[bytes] = set()
     for path in plan.difference.added:
-        placed = _placed(path, layout, directories)
+        placed = _placed(path, layout)
         if placed is not None:
             target, layer = placed
-            _parents(layer, target, path)
-            if lstat_or_none(target) is None:
-                os.mknod(target, stat.S_IFCHR, 0)
+            _parents(target, path, layer, touched)
+            os.mknod(target, stat.S_IFCHR, 0)
     for entry in sorted(plan.difference.changed, key=lambda entry: entry.path):
-        if entry.path in missing:
-            continue
-        placed = _placed(entry.path, layout, directories)
-        if placed is not None:
+        placed = _placed(entry.path, layout)
+        if placed is not None and entry.path not in missing:
             target, layer = placed
-            _parents(layer, target, entry.path)
+            _parents(target, entry.path, layer, touched)
             _put_right(store, plan, entry, target, layer)
+            touched.add(target)
+    # Last, because making entries changes the times of the directories they are in.
     for entry in sorted(plan.fingerprints.values(), key=lambda entry: entry.path, reverse=True):
-        placed = _placed(entry.path, layout, directories)
-        if placed is not None and stat.S_ISDIR(entry.mode):
+        placed = _placed(entry.path, layout)
+        if placed is not None and placed[0] in touched:
             _dress(placed[0], entry)
 
 
@@ -184,8 +167,6 @@ def fill_home(store: ObjectStore, plan: RestorePlan, skeleton: Path) -> None:
 
 
 def _fill_files(store: ObjectStore, directory: TreeEntry, target: Path) -> None:
-    from substrate_services.objects.tree import get_dir
-
     if directory.digest is None:
         return
     for entry in get_dir(store, directory.digest):
@@ -202,6 +183,15 @@ def _fill_files(store: ObjectStore, directory: TreeEntry, target: Path) -> None:
         os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
+def _has_redirects(store: ObjectStore, snapshot: Snapshot) -> bool:
+    return any(
+        entry.redirect is not None
+        for layer in snapshot.layers
+        if layer.root.digest is not None
+        for _path, entry in walk(store, layer.root.digest)
+    )
+
+
 def _missing_mounts(base: BaseRecord, mounts: tuple[BaseMount, ...]) -> list[Missing]:
     now = {mount.mount_point: mount.device for mount in mounts}
     return [
@@ -215,30 +205,30 @@ def _in(path: bytes, root: bytes) -> bool:
     return path == root or root == b"/" or path.startswith(root + b"/")
 
 
-def _placed(
-    path: bytes, layout: Layout, directories: dict[str, bytes]
-) -> tuple[bytes, Layer] | None:
-    """Where in a correction a project path goes."""
+def _placed(path: bytes, layout: Layout) -> tuple[bytes, Layer] | None:
+    """Where in an upper layer a project path goes."""
     layer = layer_of(path, layout)
-    if layer is None or layer.layer_id not in directories:
+    if layer is None:
         return None
-    relative = os.path.relpath(path, layer.mount_point)
-    return os.path.join(directories[layer.layer_id], relative), layer
+    return os.path.join(layer.upper, os.path.relpath(path, layer.mount_point)), layer
 
 
-def _parents(layer: Layer, target: bytes, path: bytes) -> None:
-    """Make the directories above ``target`` look like those they are merged with."""
-    del layer
-    missing: list[tuple[bytes, bytes]] = []
-    above, real = os.path.dirname(target), os.path.dirname(path)
-    while lstat_or_none(above) is None:
-        missing.append((above, real))
-        above, real = os.path.dirname(above), os.path.dirname(real)
-    for directory, original in reversed(missing):
-        os.mkdir(directory)
-        status = lstat_or_none(original)
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            _set_status(directory, status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns)
+def _parents(target: bytes, path: bytes, layer: Layer, touched: set[bytes]) -> None:
+    """Make the directories above ``target``, down from the upper's root, like the host's."""
+    above: list[tuple[bytes, bytes]] = []
+    here, real = os.path.dirname(target), os.path.dirname(path)
+    while here != layer.upper and len(here) > len(layer.upper):
+        above.append((here, real))
+        here, real = os.path.dirname(here), os.path.dirname(real)
+    for directory, original in reversed(above):
+        if lstat_or_none(directory) is None:
+            os.mkdir(directory)
+            status = lstat_or_none(original)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                _set_status(
+                    directory, status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns
+                )
+        touched.add(directory)
 
 
 def _put_right(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +232,8 @@ def materialise(
 ) -> None:
     """Write a kept upper directory to ``target``, which exists and is not mounted.
 
+    What is there already stays where the kept directory says nothing of it.
+
     Args:
         store: where the content is.
         entry: the directory.
@@ -250,8 +254,9 @@ def materialise(
 def _materialise_entry(
     store: ObjectStore, entry: TreeEntry, path: bytes, xattr: Callable[[str], str]
 ) -> None:
+    _make_room(path, entry)
     if entry.kind == "dir":
-        os.mkdir(path)
+        os.makedirs(path, exist_ok=True)
         if entry.digest is not None:
             for child in get_dir(store, entry.digest):
                 _materialise_entry(store, child, os.path.join(path, child.name), xattr)
@@ -268,6 +273,18 @@ def _materialise_entry(
         types = {"socket": 0o140000, "char": 0o020000, "block": 0o060000}
         os.mknod(path, types[entry.kind], entry.rdev)
     _set_attributes(path, entry, xattr)
+
+
+def _make_room(path: bytes, entry: TreeEntry) -> None:
+    """Take away what an entry replaces; directories merge, unless they hide what is below."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        os.unlink(path)
+    elif entry.kind != "dir" or entry.opaque or entry.redirect is not None:
+        shutil.rmtree(path)
 
 
 def write_object(store: ObjectStore, digest: str, path: bytes) -> None:

@@ -48,7 +48,6 @@ class WorldSpec:
     idle_timeout_s: float | None
     policy_file: bytes | None
     restored_from: str | None  # span id, for a replay
-    corrections: tuple[tuple[str, bytes], ...] = ()  # layer id → directory over the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,6 @@ def _to_json(state: WorldState) -> JsonObject:
         "idle_timeout_s": spec.idle_timeout_s,
         "policy_file": bytesjson.encode(spec.policy_file) if spec.policy_file else None,
         "restored_from": spec.restored_from,
-        "corrections": [[layer, bytesjson.encode(path)] for layer, path in spec.corrections],
         "first_snapshot": state.first_snapshot,
         "snapshot_id": state.snapshot_id,
         "inputs_digest": state.inputs_digest,
@@ -121,11 +119,6 @@ def _to_json(state: WorldState) -> JsonObject:
 def _from_json(fields: Fields) -> WorldState:
     if fields.integer("v") != _VERSION:
         raise fields.wrong("v", str(_VERSION))
-    corrections: list[tuple[str, bytes]] = []
-    for item in fields.items("corrections"):
-        if not isinstance(item, list) or len(item) != 2 or not isinstance(item[0], str):
-            raise fields.wrong("corrections", "[layer, path] pairs")
-        corrections.append((item[0], bytesjson.decode(item[1])))
     spec = WorldSpec(
         world_id=fields.text("world_id"),
         session_id=fields.text("session_id"),
@@ -148,7 +141,6 @@ def _from_json(fields: Fields) -> WorldState:
         idle_timeout_s=fields.opt_number("idle_timeout_s"),
         policy_file=opt_bytes(fields, "policy_file"),
         restored_from=fields.opt_text("restored_from"),
-        corrections=tuple(corrections),
     )
     return WorldState(
         spec=spec,

@@ -36,7 +36,6 @@ from substrate_services.world.restore import (
     Missing,
     RestorePlan,
     correct,
-    correction_directories,
     fill_home,
     fill_uppers,
     plan_restore,
@@ -286,7 +285,6 @@ class Worlds:
                 project = find_project(cwd, homes, os.fsencode(self._home))
             except ProjectRefused as error:
                 raise ServiceError("PROJECT_REFUSED", str(error)) from error
-        corrections = correction_directories(plan, directory) if plan is not None else {}
         per_directory = self._backend.capabilities().overlay == "per-top-level-directory"
         layout = make_layout(
             LayoutRequest(
@@ -298,12 +296,11 @@ class Worlds:
                 base=mounts,
                 per_directory=per_directory,
                 preload_dir=os.fsencode(self._preload_dir),
-                corrections=corrections,
             )
         )
         save_layout(directory, layout)
         if plan is not None:
-            correct(self._store, plan, layout, corrections)
+            correct(self._store, plan, layout)
             fill_home(self._store, plan, directory / "fixtures" / "home")
             fill_uppers(self._store, plan, layout)
         base = BaseRecord(
@@ -341,7 +338,6 @@ class Worlds:
             idle_timeout_s=request.idle_timeout_s,
             policy_file=request.policy_file,
             restored_from=request.before_span_id,
-            corrections=tuple(sorted(corrections.items())),
         )
         return _Prepared(
             spec=spec,
