@@ -20,7 +20,13 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are a :class:`UsageError`."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"substrate {command}", description=description, allow_abbrev=False)
+        super().__init__(
+            prog=f"substrate {command}",
+            description=description,
+            allow_abbrev=False,
+            # With a width that is given, argparse does not import shutil to ask the terminal.
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, width=98),
+        )
         self.add_argument(
             "--endpoint", metavar="E", help="unix:///path or host:port (SUBSTRATE_ENDPOINT)"
         )

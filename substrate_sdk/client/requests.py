@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from base64 import b32encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ _REMOTE_VARIABLES = ("TERM", "LANG", "TZ", "NO_COLOR")
 
 def new_id(prefix: str) -> str:
     """A fresh id: a prefix and 26 lower-case base-32 digits."""
-    return prefix + b32encode(secrets.token_bytes(17)).decode("ascii").lower()[:26]
+    return prefix + b32encode(os.urandom(17)).decode("ascii").lower()[:26]
 
 
 def env_vars(env: Mapping[str, str] | Mapping[bytes, bytes] | None) -> list[types_pb2.EnvVar]:

@@ -128,7 +128,11 @@ class BlockingRuntime:
         time.sleep(seconds)  # noqa: ASYNC251 # this client blocks
 
     def connect(self, endpoint: Endpoint) -> Transport:
-        """Blocking calls."""
+        """Sockets for a Unix socket, grpcio for another machine."""
+        if endpoint.is_local:
+            from substrate_sdk.client.unix_transport import UnixTransport
+
+            return UnixTransport(endpoint)
         from substrate_sdk.client.grpc_transport import BlockingGrpcTransport
 
         return BlockingGrpcTransport(endpoint)
