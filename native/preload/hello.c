@@ -51,9 +51,9 @@ void sub_identify(struct sub_identity *self, const struct sub_identity *parent) 
     self->start_ticks = start_ticks_of_self();
     if (self->start_ticks == 0)
         self->start_ticks = 1ULL << 63 | sub_now();
-    /* A first look into /proc is dear. Only the first process of a namespace leaves its parent's. */
+    /* A look into /proc is dear; a parent that cannot be seen is in another namespace. */
     self->pid_namespace =
-        parent != NULL && self->pid != 1 ? parent->pid_namespace : pid_namespace_of_self();
+        parent != NULL && SYS0(SYS_getppid) != 0 ? parent->pid_namespace : pid_namespace_of_self();
 }
 
 /* Summed over the variables, so that their order does not matter. */

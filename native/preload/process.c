@@ -257,13 +257,19 @@ struct sub_record *sub_begin_slow(uint32_t length) {
             record = sub_claim(length);
         if (record == NULL) {
             self->open--;
-            uint64_t lost = count_lost(self, 0);
-            if (!sub_quiet && worth_trying(lost) && extend_chain(self, length)) {
-                settle_losses(self);
-                self->open++;
-                record = sub_claim(length);
-                if (record == NULL)
-                    self->open--;
+            /* Twice at most: a chain that another thread left may be full itself. */
+            bool try
+                = !sub_quiet && worth_trying(count_lost(self, 0));
+            for (int i = 0; i < 2 && record == NULL && try; i++) {
+                try
+                    = extend_chain(self, length);
+                if (try) {
+                    settle_losses(self);
+                    self->open++;
+                    record = sub_claim(length);
+                    if (record == NULL)
+                        self->open--;
+                }
             }
         } else {
             settle_losses(self);
