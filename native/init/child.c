@@ -5,6 +5,7 @@
 #include "init.h"
 
 #include <grp.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
 #include <signal.h>
@@ -38,9 +39,10 @@ static void check(int result, uint32_t stage) {
 }
 
 static void reset_signals(void) {
-    struct sigaction plain = {.sa_handler = SIG_DFL};
+    /* Past libc, which keeps 32 to 34 to itself; struct kernel_sigaction, all zero: SIG_DFL. */
+    uint64_t plain[4] = {0};
     for (int signo = 1; signo < 65; signo++)
-        sigaction(signo, &plain, NULL); /* fails for KILL, STOP and libc's own: fine */
+        syscall(SYS_rt_sigaction, signo, plain, NULL, 8); /* fails for KILL and STOP: fine */
     sigset_t none;
     sigemptyset(&none);
     check(sigprocmask(SIG_SETMASK, &none, NULL), SUB_STAGE_SETUP);
@@ -139,6 +141,8 @@ static int execute(const struct start *start) {
     const char *name = start->argv[0], *path = "/usr/local/bin:/usr/bin:/bin";
     if (strchr(name, '/'))
         return try_execute(name, start);
+    if (strlen(name) > NAME_MAX)
+        return ENAMETOOLONG;
     for (char **variable = start->env; *variable; variable++)
         if (strncmp(*variable, "PATH=", 5) == 0)
             path = *variable + 5;

@@ -7,6 +7,7 @@
 #define ENDING_PATIENCE (2000 * MS)  /* for a killed tree to be gone; then it is reported as is */
 #define TERMINAL_PATIENCE (100 * MS) /* for a terminal to deliver what was written before the end */
 #define KILL_RESCAN (10 * MS)
+#define TERMINAL_RELOOK (20 * MS)
 
 static struct exec *table[EXECS_MAX];
 uint32_t execs_high;
@@ -99,7 +100,7 @@ static void start_new(uint32_t request, const struct start *start, int log_fd) {
     exec->log_fd = log_fd;
     if (fstat(log_fd, &status) == 0)
         exec->state.log_bytes = (uint64_t)status.st_size;
-    exec->start_request = request;
+    exec->start_requests[exec->start_askers++] = request;
     if (spawn(exec, start)) {
         int error = errno;
         reply_failed(request, exec->id, error, SUB_STAGE_REQUEST);
@@ -120,7 +121,10 @@ void execs_start(uint32_t request, struct sub_packet *packet) {
     if (!good || log_fd < 0) {
         reply_failed(request, good ? start.exec_id : "", EINVAL, SUB_STAGE_REQUEST);
     } else if (existing && existing->state.phase == SUB_PHASE_STARTING) {
-        existing->start_request = request; /* whoever asks last gets the answer */
+        if (existing->start_askers < START_ASKERS_MAX)
+            existing->start_requests[existing->start_askers++] = request;
+        else
+            reply_failed(request, existing->id, EAGAIN, SUB_STAGE_REQUEST);
     } else if (existing) {
         reply_started(request, existing, true);
     } else if (start.head.flags & SUB_START_BUILTIN && !builtin_exists(start.argv[0])) {
@@ -145,7 +149,8 @@ void execs_read_status(struct exec *exec) {
     if (exec->supervisor_fd >= 0)
         execs_read_supervisor(exec); /* the pid, which was written first */
     if (got == (ssize_t)sizeof failure) {
-        reply_failed(exec->start_request, exec->id, failure.error, failure.stage);
+        for (uint32_t i = 0; i < exec->start_askers; i++)
+            reply_failed(exec->start_requests[i], exec->id, failure.error, failure.stage);
         /* It never was an exec: its process goes as a stranger. */
         tree_signal(exec, SIGKILL);
         exec->forgotten = true;
@@ -153,7 +158,8 @@ void execs_read_status(struct exec *exec) {
         return;
     }
     exec->state.phase = SUB_PHASE_RUNNING;
-    reply_started(exec->start_request, exec, false);
+    for (uint32_t i = 0; i < exec->start_askers; i++)
+        reply_started(exec->start_requests[i], exec, i > 0);
 }
 
 /* ---- ending ---------------------------------------------------------------------------------- */
@@ -311,6 +317,11 @@ int execs_tick(void) {
             exec->timed_out = true;
             kill_tree(exec, now);
         }
+        bool quiet = exec->pty_quiet && !exec->main_exited;
+        if (quiet && now - exec->pty_quiet_since_ns >= TERMINAL_RELOOK) {
+            output_look_again(exec);
+            quiet = false;
+        }
         bool killing = (exec->timed_out || exec->killed) && exec->state.phase != SUB_PHASE_EXITED;
         if (killing && self.cgroup_fd < 0 && exec->supervisor_pid &&
             now - exec->kill_scan_ns >= KILL_RESCAN)
@@ -326,6 +337,8 @@ int execs_tick(void) {
         bool ending = exec->main_exited && exec->state.phase != SUB_PHASE_EXITED;
         if ((killing || ending) && !exec->forgotten && now + KILL_RESCAN < wake)
             wake = now + KILL_RESCAN;
+        if (quiet && now + TERMINAL_RELOOK < wake)
+            wake = now + TERMINAL_RELOOK;
         if (wake < next)
             next = wake;
     }

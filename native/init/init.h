@@ -19,6 +19,7 @@
 #include <time.h>
 
 #define EXECS_MAX 16384u
+#define START_ASKERS_MAX 8u /* for one exec, while it is starting */
 #define MS 1000000ull
 
 /* ---- what init knows about itself ------------------------------------------------------------ */
@@ -76,13 +77,15 @@ struct exec {
     int cgroup_fd;
     uint64_t output_limit, output_kept;
     uint64_t deadline_ns; /* monotonic; 0: none */
-    uint64_t ending_since_ns, kill_scan_ns;
+    uint64_t ending_since_ns, kill_scan_ns, pty_quiet_since_ns;
     uint64_t last_note_ns;
     struct input input;
-    uint32_t start_request;
+    uint32_t start_requests[START_ASKERS_MAX]; /* who waits for the answer to START */
+    uint32_t start_askers;
     uint32_t watched; /* epoll events wanted on stdin_fd */
     uint8_t dirty;
     bool is_pty;
+    bool pty_quiet; /* nobody has the terminal open; not watched until looked at again */
     bool main_exited, timed_out, killed, cgroup_gone;
     bool forgotten; /* only drains what background processes still write */
 };
@@ -150,6 +153,7 @@ bool builtin_exists(const char *name);
 /* ---- output.c -------------------------------------------------------------------------------- */
 
 void output_read(struct exec *exec, int stream);
+void output_look_again(struct exec *exec);
 void output_drain(struct exec *exec);
 bool output_is_open(const struct exec *exec);
 
@@ -191,6 +195,7 @@ enum watch_kind {
 };
 
 int loop_watch(int fd, enum watch_kind kind, uint32_t index, uint32_t events);
+void loop_unwatch(int fd);
 int loop_change(int fd, enum watch_kind kind, uint32_t index, uint32_t events);
 
 #endif

@@ -6,7 +6,12 @@
 static void want(struct exec *exec, uint32_t events) {
     if (exec->stdin_fd >= 0 && exec->watched != events) {
         exec->watched = events;
-        loop_change(exec->stdin_fd, WATCH_STDIN, exec->index, events);
+        if (!exec->is_pty)
+            loop_change(exec->stdin_fd, WATCH_STDIN, exec->index, events);
+        else if (events)
+            loop_watch(exec->stdin_fd, WATCH_STDIN, exec->index, events);
+        else
+            loop_unwatch(exec->stdin_fd);
     }
 }
 

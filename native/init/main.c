@@ -24,6 +24,10 @@ int loop_change(int fd, enum watch_kind kind, uint32_t index, uint32_t events) {
     return control(EPOLL_CTL_MOD, fd, kind, index, events);
 }
 
+void loop_unwatch(int fd) {
+    epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
 static int take_fd(const char *text) {
     int fd = atoi(text);
     if (fd >= 0)
@@ -99,9 +103,9 @@ static void dispatch(const struct epoll_event *event, int signals) {
         output_read(exec, (int)(kind - WATCH_OUT));
         break;
     case WATCH_STDIN:
-        if (event->events & (EPOLLERR | EPOLLHUP))
+        if (event->events & (EPOLLERR | EPOLLHUP) && !exec->is_pty)
             input_close(exec); /* nobody has the other end open */
-        else if (event->events & EPOLLOUT)
+        else
             input_write(exec);
         break;
     case WATCH_STATUS:

@@ -1,6 +1,7 @@
 /* From pipes and terminals to framed records in the log. */
 #include "init.h"
 
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 
 #define CHUNK 65536
@@ -52,8 +53,23 @@ static bool read_some(struct exec *exec, int stream, size_t limit) {
     }
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return false;
-    sub_close_fd(&exec->outputs[stream]); /* end; EIO is a terminal's */
+    if (exec->is_pty && !exec->main_exited) {
+        /*
+         * EIO: nobody has the terminal open now. A program closes its streams before it exits, and
+         * closing our end then would end it by SIGHUP; one may also open the terminal again.
+         */
+        loop_unwatch(exec->outputs[stream]);
+        exec->pty_quiet = true;
+        exec->pty_quiet_since_ns = clock_ns(CLOCK_MONOTONIC);
+        return false;
+    }
+    sub_close_fd(&exec->outputs[stream]);
     return false;
+}
+
+void output_look_again(struct exec *exec) {
+    exec->pty_quiet = false;
+    loop_watch(exec->outputs[2], WATCH_PTY, exec->index, EPOLLIN);
 }
 
 void output_read(struct exec *exec, int stream) {

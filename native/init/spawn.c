@@ -99,7 +99,9 @@ static int watch(struct exec *exec) {
     for (int i = 0; i < 3; i++)
         if (exec->outputs[i] >= 0 && loop_watch(exec->outputs[i], kinds[i], exec->index, EPOLLIN))
             return -1;
-    if (exec->stdin_fd >= 0 && loop_watch(exec->stdin_fd, WATCH_STDIN, exec->index, 0))
+    /* A terminal that nobody has open hangs up all the time: it is watched when there is need. */
+    if (exec->stdin_fd >= 0 && !exec->is_pty &&
+        loop_watch(exec->stdin_fd, WATCH_STDIN, exec->index, 0))
         return -1;
     if (exec->supervisor_fd >= 0 &&
         loop_watch(exec->supervisor_fd, WATCH_SUPERVISOR, exec->index, EPOLLIN))

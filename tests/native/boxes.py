@@ -132,9 +132,12 @@ class Guest:
 
     async def end(self, started: Started) -> Ended:
         state = await self.exit_of(started.exec_id)
-        log = self.log(started.exec_id)
-        streams = [read_stream(log, stream) for stream in Stream]
-        return Ended(state, started, *streams)
+        return Ended(state, started, *self.output(started.exec_id))
+
+    def output(self, exec_id: str) -> tuple[bytes, bytes, bytes]:
+        """What is in the log: stdout, stderr, terminal."""
+        out, err, pty = (read_stream(self.log(exec_id), stream) for stream in Stream)
+        return out, err, pty
 
     async def sh(self, script: str, **options: object) -> Ended:
         return await self.run("sh", "-c", script, **options)

@@ -77,13 +77,18 @@ def test_files_on_disk_belong_to_root_while_the_command_is_nobody_on_the_host(
         async with guest(tmp_path) as box:
             if box.backend.capabilities().id_mapping != "range":
                 pytest.skip("no id-mapped overlay layers on this kernel")
-            done = await box.sh("echo x > /made; chown 33:33 /made; echo y >> /etc/hostname; sleep 0")
+            done = await box.sh(
+                "echo x > /made; chown 33:33 /made; echo y >> /etc/hostname; sleep 0"
+            )
             assert done.code == 0, done.err
             running = await box.start(box.command("sleep", "60", exec_id="sleeper"))
             host_uid = os.stat(f"/proc/{box.box.init_pid}/root/proc/{running.pid}").st_uid
             assert host_uid == box.box.id_base >= 0x70000000
             upper = tmp_path / "wld_test" / "root" / "upper"
-            assert (os.stat(upper / "made").st_uid, os.stat(upper / "etc/hostname").st_uid) == (33, 0)
+            assert (os.stat(upper / "made").st_uid, os.stat(upper / "etc/hostname").st_uid) == (
+                33,
+                0,
+            )
 
     asyncio.run(scenario())
 
@@ -93,7 +98,9 @@ def test_the_host_is_not_changed(tmp_path: Path) -> None:
         (tmp_path / "shown").mkdir()
         (tmp_path / "shown" / "file").write_text("host")
         async with guest(tmp_path, Bind(b"/mnt", os.fsencode(tmp_path / "shown"))) as box:
-            done = await box.sh("cat /mnt/file; echo x > /mnt/file; echo x > /etc/passwd; rm -rf /etc/init.d")
+            done = await box.sh(
+                "cat /mnt/file; echo x > /mnt/file; echo x > /etc/passwd; rm -rf /etc/init.d"
+            )
             assert done.out == b"host"
             assert b"Read-only file system" in done.err
         assert (tmp_path / "shown" / "file").read_text() == "host"
@@ -109,7 +116,10 @@ def test_the_host_is_not_changed(tmp_path: Path) -> None:
         ((Tmpfs(b"/"), Bind(b"/x", b"/nonexistent/file")), "operation 1: open_tree /nonexistent"),
         ((Tmpfs(b"/"), Place("kept", b"/x")), "operation 1: place /x: nothing was grabbed"),
         ((Tmpfs(b"/"), Grab("kept", b"/nowhere")), "operation 1: grab /nowhere"),
-        ((Tmpfs(b"/"), Overlay(b"/a", (b"/usr",), b"/no/u", b"/no/w")), "operation 1: open_tree /no"),
+        (
+            (Tmpfs(b"/"), Overlay(b"/a", (b"/usr",), b"/no/u", b"/no/w")),
+            "operation 1: open_tree /no",
+        ),
     ],
 )
 def test_an_impossible_mount_is_named(
