@@ -66,7 +66,9 @@ class Overlay:
     def changes(self, before: UpperNode, after: UpperNode) -> dict[str, str]:
         finder = ChangeFinder((self.layer,), Project(b"/"), _hash)
         found = finder.changes({"root": before}, {"root": after})
-        return {os.fsdecode(change.path)[1:]: change.kind for change in found if change.path != b"/"}
+        return {
+            os.fsdecode(change.path)[1:]: change.kind for change in found if change.path != b"/"
+        }
 
     def remove(self) -> None:
         shutil.rmtree(self.root)
@@ -76,9 +78,7 @@ def _hash(path: bytes, status: os.stat_result) -> str:
     return hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).hexdigest()
 
 
-def expected(
-    before: dict[str, list[object]], after: dict[str, list[object]]
-) -> dict[str, str]:
+def expected(before: dict[str, list[object]], after: dict[str, list[object]]) -> dict[str, str]:
     kinds = {}
     for name in before.keys() | after.keys():
         if name not in before:
@@ -106,9 +106,7 @@ def test_two_steps_change_exactly_what_the_merged_view_shows(
         assert overlay.changes(fresh, after_first) == expected(seen["before"], seen["after"])
         seen = overlay.run(second)
         after_second = overlay.walk(after_first)
-        assert overlay.changes(after_first, after_second) == expected(
-            seen["before"], seen["after"]
-        )
+        assert overlay.changes(after_first, after_second) == expected(seen["before"], seen["after"])
     finally:
         overlay.remove()
 

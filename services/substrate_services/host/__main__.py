@@ -46,7 +46,7 @@ def main() -> int:
     except (JournalError, ServiceError, OSError, ValueError) as error:
         text = " ".join(str(error).split())
         report.say(f"error: {text}")
-        print(f"substrate host: {text}", file=sys.stderr)
+        sys.stderr.write(f"substrate host: {text}\n")
         return 1
     return 0
 

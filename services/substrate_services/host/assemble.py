@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,9 +162,7 @@ class Host:
             )
             await server.start()
             stack.push_async_callback(server.stop, _GRACE_S)
-            pid_file = Path(self._paths.host_pid)
-            pid_file.write_text(f"{os.getpid()}\n")
-            stack.callback(pid_file.unlink, missing_ok=True)
+            stack.enter_context(_pid_file(Path(self._paths.host_pid)))
             ready()
             await self._serve(worlds, execs, replays)
 
@@ -202,9 +200,9 @@ class Host:
             if living or replays.running or self.calls_under_way():
                 busy_since = time.monotonic()
             busy_since = max(busy_since, used, self._last_call)
-            if self._config.idle_s is not None:
-                if time.monotonic() - busy_since >= self._config.idle_s:
-                    return
+            idle_s = self._config.idle_s
+            if idle_s is not None and time.monotonic() - busy_since >= idle_s:
+                return
 
     def _interval(self) -> float:
         if self._config.idle_s is None:
@@ -214,6 +212,15 @@ class Host:
     def calls_under_way(self) -> int:
         """RPCs that have not been answered."""
         return self._calls
+
+
+@contextlib.contextmanager
+def _pid_file(path: Path) -> Iterator[None]:
+    path.write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _is_over(world: World) -> bool:

@@ -71,9 +71,7 @@ def mount_of(path: bytes, mounts: Iterable[BaseMount]) -> BaseMount:
 
 def is_below(path: bytes, roots: Iterable[bytes]) -> bool:
     """Whether ``path`` is one of ``roots`` or lies below one (by name; nothing is resolved)."""
-    return any(
-        path == root or root == b"/" or path.startswith(root.rstrip(b"/") + b"/") for root in roots
-    )
+    return any(root in (b"/", path) or path.startswith(root.rstrip(b"/") + b"/") for root in roots)
 
 
 def _unescape(field: bytes) -> bytes:

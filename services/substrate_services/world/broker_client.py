@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-
-import grpc.aio
+from typing import TYPE_CHECKING
 
 from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_grpc
 from substrate_services.host.convert import command_to_proto, decision_from_proto
@@ -12,6 +11,9 @@ from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
 from substrate_services.world.execs import StepKind
 from substrate_services.world.worlds import World
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 
 class BrokerClient:
@@ -42,6 +44,11 @@ class BrokerClient:
             facts.command.CopyFrom(command_to_proto(action.command))
         else:
             facts.kind = broker_pb2.STEP_KIND_FILES
-            facts.paths.append(os.path.normpath(os.path.join(action.cwd, action.command.argv[2])))
+            facts.paths.append(_written(action))
         answer = await self._broker.Evaluate(broker_pb2.EvaluateRequest(step=facts))
         return decision_from_proto(answer.decision)
+
+
+def _written(action: Action) -> bytes:
+    """The path that a Files step is about, absolute; nothing is looked up."""
+    return os.path.normpath(os.path.join(action.cwd, action.command.argv[2]))

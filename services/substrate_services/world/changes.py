@@ -43,12 +43,11 @@ class _View:
             return self.lower
         if self.upper.kind != "dir" or self.upper.opaque:
             return None
-        if self.upper.redirect is not None:
-            # Absolute: from the layer's root. Relative: a rename within the same directory,
-            # which the parent has already looked up (see _child).
-            if self.upper.redirect.startswith(b"/"):
-                lower = root.lookup(self.upper.redirect)
-                return lower if lower is not None and lower.kind == "dir" else None
+        # Absolute: from the layer's root. Relative: a rename within the same directory, which
+        # the parent has already looked up (see _child).
+        if self.upper.redirect is not None and self.upper.redirect.startswith(b"/"):
+            lower = root.lookup(self.upper.redirect)
+            return lower if lower is not None and lower.kind == "dir" else None
         return self.lower if self.lower is not None and self.lower.kind == "dir" else None
 
 
@@ -117,18 +116,16 @@ class ChangeFinder:
             return Change(path, "created", scope, None, new.state(self._hash_lower))
         if not new.exists():
             return Change(path, "deleted", scope, old.state(self._hash_lower), None)
-        # Sizes decide most comparisons; only equal sizes are worth reading the base for.
-        before, after = old.state(None), new.state(None)
-        assert before is not None and after is not None
+        # Sizes decide most comparisons; only equal ones are worth reading the base for.
+        before, after = _both(old, new, None)
         same_shape = (
             before.kind == after.kind
             and before.size == after.size
             and before.target == after.target
             and before.rdev == after.rdev
         )
-        if before.kind == "file" or after.kind == "file":
-            before, after = old.state(self._hash_lower), new.state(self._hash_lower)
-            assert before is not None and after is not None
+        if "file" in (before.kind, after.kind):
+            before, after = _both(old, new, self._hash_lower)
         if not same_shape or before.digest != after.digest:
             return Change(path, "modified", scope, before, after)
         if (before.mode, before.uid, before.gid) != (after.mode, after.uid, after.gid):
@@ -139,6 +136,13 @@ class ChangeFinder:
         if self._project is not None and is_below(path, self._project.roots):
             return "project"
         return "outside"
+
+
+def _both(old: _View, new: _View, hash_file: HashFile | None) -> tuple[FileState, FileState]:
+    before, after = old.state(hash_file), new.state(hash_file)
+    if before is None or after is None:
+        raise AssertionError("only entries that exist on both sides are compared")
+    return before, after
 
 
 def _child(view: _View, below: LowerView | None, name: bytes) -> _View:

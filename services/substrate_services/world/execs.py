@@ -306,7 +306,7 @@ class Execs:
         return action, None, request.kind
 
     def _original(self, start: SpanStart) -> SpanStart | SpanRecord:
-        """The step whose place in the trace the command is told: a replay hears the recorded one."""
+        """The step whose place in the trace the command is told; a replay is told the recorded."""
         step: SpanStart | SpanRecord = start
         while step.replay_of is not None:
             recorded = self._reader.find_span(step.replay_of)

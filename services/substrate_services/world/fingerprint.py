@@ -91,6 +91,7 @@ def same_entry(recorded: FileFingerprint, status: os.stat_result | None) -> bool
 
 
 def lstat_or_none(path: bytes) -> os.stat_result | None:
+    """The entry at ``path``, links not followed; None where there is none."""
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

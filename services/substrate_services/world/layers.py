@@ -44,10 +44,12 @@ class Layer:
 
     @property
     def upper(self) -> bytes:
+        """The directory that holds what the world wrote."""
         return os.fsencode(self.directory / "upper")
 
     @property
     def work(self) -> bytes:
+        """The kernel's own directory beside the upper."""
         return os.fsencode(self.directory / "work")
 
     def path_in_world(self, relative: bytes) -> bytes:
@@ -57,6 +59,7 @@ class Layer:
         return os.path.join(self.mount_point, relative)
 
     def xattr(self, name: str) -> str:
+        """The full name of an overlay attribute in this layer."""
         return f"{'user' if self.user_xattrs else 'trusted'}.overlay.{name}"
 
 
@@ -79,6 +82,7 @@ class UpperNode:
 
     @property
     def kind(self) -> FileKind | None:
+        """What it is; None for a whiteout."""
         return self.state.kind if self.state is not None else None
 
     def find(self, relative: bytes) -> UpperNode | None:
@@ -118,10 +122,12 @@ class LowerView:
 
     @property
     def status(self) -> os.stat_result:
+        """The host's lstat of it."""
         return self._status
 
     @property
     def kind(self) -> FileKind:
+        """What it is."""
         return kind_of(self._status.st_mode)
 
     def child(self, name: bytes) -> LowerView | None:
@@ -237,12 +243,14 @@ def _node(
 
 
 def kind_of(st_mode: int) -> FileKind:
+    """The kind that the type bits of a mode say."""
     return _KINDS[stat.S_IFMT(st_mode)]
 
 
 def file_state(
     kind: FileKind, status: os.stat_result, digest: str | None, target: bytes | None
 ) -> FileState:
+    """What a process sees of an entry, from its lstat and what was read of it."""
     return FileState(
         kind=kind,
         mode=stat.S_IMODE(status.st_mode),
@@ -257,10 +265,12 @@ def file_state(
 
 
 def is_whiteout(status: os.stat_result) -> bool:
+    """Whether an upper entry says that there is nothing."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def is_opaque(path: bytes, layer: Layer) -> bool:
+    """Whether a directory hides what lies below it."""
     return _xattr(path, layer.xattr("opaque")) == b"y"
 
 

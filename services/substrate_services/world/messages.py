@@ -241,8 +241,10 @@ def capabilities_to_proto(
         "caller": ("works", ""),
         "weak": (
             "degraded",
-            "the world's root is the host's root without its capabilities: files that only root "
-            "may read, and that no mask hides, can be read in a world",
+            (
+                "the world's root is the host's root without its capabilities: files that only "
+                "root may read, and that no mask hides, can be read in a world"
+            ),
         ),
     }[found.id_mapping]
     rows = [

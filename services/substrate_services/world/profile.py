@@ -110,14 +110,17 @@ def system_masks(
     substrate_home: bytes, emptied: tuple[bytes, ...], home: bytes
 ) -> tuple[Mask, ...]:
     """Everything outside the home that stays hidden; only what exists on this host."""
-    secret_fix = "system secrets are never shown in a world; give the command what it needs with --env or a file in the project"
+    hidden_fix = (
+        "system secrets are never shown in a world; give the command what it needs in its "
+        "environment, or as a file in the project"
+    )
     masks = [
-        Mask(path, False, "system-secrets", secret_fix)
+        Mask(path, False, "system-secrets", hidden_fix)
         for path in (*SYSTEM_SECRETS_FILES, *_expand(SYSTEM_SECRETS_GLOBS))
         if os.path.lexists(path)
     ]
     masks += [
-        Mask(path, os.path.isdir(path), "system-secrets", secret_fix)
+        Mask(path, os.path.isdir(path), "system-secrets", hidden_fix)
         for path in SYSTEM_SECRETS_DIRS
         if os.path.lexists(path)
     ]

@@ -22,6 +22,7 @@ class Project:
 
     @property
     def roots(self) -> tuple[bytes, ...]:
+        """All directories whose changes are the project's."""
         return (self.root, *self.linked)
 
 

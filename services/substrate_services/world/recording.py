@@ -35,12 +35,15 @@ INLINE_HOSTS = 64
 _SPOOL_BYTES = 1 << 20
 
 
+_NEVER_RAN = Coverage("none", ("it never ran",))
+
+
 @dataclass(frozen=True, slots=True)
 class StepTelemetry:
     """What telemetry says about a step."""
 
     processes: tuple[Process, ...] = ()
-    coverage: Coverage = Coverage("none", ("it never ran",))
+    coverage: Coverage = _NEVER_RAN
     counts: tuple[tuple[str, int], ...] = ()
     events: tuple[JsonObject, ...] = ()  # bounded, what matters most first
     events_digest: str | None = None
@@ -133,7 +136,7 @@ class Recorder:
         record = attempt.queued
         if record is None:
             blocked = explain_blocked(telemetry.events, world.layout, world.spec.network)
-            record = _record(start, ended, output, telemetry, effects, duration_ns)
+            record = _record(start, ended, output, attempt, duration_ns)
             record = replace(record, blocked=(*ended.blocked, *blocked))
             # Objects first: a line on disk never names what is not.
             await asyncio.to_thread(self._store.sync)
@@ -244,10 +247,10 @@ def _record(
     start: SpanStart,
     ended: Ended,
     output: _Output,
-    telemetry: StepTelemetry,
-    effects: StepEffects | None,
+    attempt: Attempt,
     duration_ns: int,
 ) -> SpanRecord:
+    telemetry, effects = attempt.telemetry, attempt.effects
     changes = effects.changes if effects is not None else ()
     return SpanRecord(
         span_id=start.span_id,

@@ -17,7 +17,7 @@ from substrate_services.journal.schema import FileFingerprint
 from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.objects.tree import TreeEntry, get_dir, walk
-from substrate_services.world.base_mounts import BaseMount
+from substrate_services.world.base_mounts import BaseMount, is_below
 from substrate_services.world.fingerprint import (
     BaseDifference,
     compare_with_live,
@@ -89,7 +89,7 @@ def plan_restore(
     changed: list[FileFingerprint] = []
     added: list[bytes] = []
     for root in base.project.roots if base.project is not None else ():
-        part = {path: entry for path, entry in fingerprints.items() if _in(path, root)}
+        part = {path: entry for path, entry in fingerprints.items() if is_below(path, (root,))}
         difference = compare_with_live(root, part, leave_out)
         changed += difference.changed
         added += difference.added
@@ -199,10 +199,6 @@ def _missing_mounts(base: BaseRecord, mounts: tuple[BaseMount, ...]) -> list[Mis
         for point, fs_type, _device in base.mounts
         if point not in now
     ]
-
-
-def _in(path: bytes, root: bytes) -> bool:
-    return path == root or root == b"/" or path.startswith(root + b"/")
 
 
 def _placed(path: bytes, layout: Layout) -> tuple[bytes, Layer] | None:
