@@ -33,6 +33,9 @@ _REDIRECT = re.compile(
     rb"(?:(?:[0-9]+|\{[A-Za-z_][A-Za-z0-9_]*\})?"
     rb"(?:<<<|<<-|<<|<>|<&|<(?!\()|>>|>&|>\||>(?!\())|&>>|&>)"
 )
+# Arguments without anything special in them, taken together: most are.
+_PLAIN_ARGUMENTS = re.compile(rb"(?:[ \t]+[A-Za-z0-9_./:%,^\-]+(?=[ \t\n;|&)]|\Z))+")
+_REDIRECT_STARTS = frozenset(b"<>&{0123456789")
 _HEREDOC_PLAIN = re.compile(rb"[^\\`$]+")
 _COPROC_NAME = re.compile(
     rb"[ \t]+[A-Za-z_][A-Za-z0-9_]*(?=[ \t]+(?:[({]|(?:if|while|until|for|case|select|\[\[)[ \t]))"
@@ -157,6 +160,10 @@ class _Parser(WordReader):
                 self.reserved(word.text, stack)
                 return
             words.append(word)
+            run = _PLAIN_ARGUMENTS.match(self.src, self.pos)
+            if run:
+                words += map(Word, run[0].split())
+                self.pos = run.end()
         if words or redirects or assigned:
             self.add(start, words, redirects, assigned)
 
@@ -306,6 +313,8 @@ class _Parser(WordReader):
     # -- redirections and here-documents -------------------------------------------------------
 
     def redirect(self) -> Redirect | None:
+        if self.peek() not in _REDIRECT_STARTS:
+            return None
         match = _REDIRECT.match(self.src, self.pos)
         if match is None:
             return None

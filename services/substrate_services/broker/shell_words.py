@@ -457,10 +457,14 @@ class WordReader(ABC):
 
     def blanks(self, *, comments: bool = True) -> None:
         """Skip blanks, continued lines and a comment."""
-        match = _BLANK.match(self.src, self.pos)
-        if match:
+        if self.pos >= self.end:
+            return
+        if self.src[self.pos] in b" \t\\":
+            match = _BLANK.match(self.src, self.pos)
+            if match is None:
+                return
             self.pos = match.end()
-        if comments and self.pos < self.end and self.src[self.pos] == 0x23:
+        if comments and self.src.startswith(b"#", self.pos):
             before = self.src[self.pos - 1 : self.pos]
             if before in (b"", b" ", b"\t", b"\n", b";", b"&", b"|", b"(", b")"):
                 found = _COMMENT.match(self.src, self.pos)
