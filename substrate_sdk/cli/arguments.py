@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from substrate_sdk.cli.failures import UsageError
+from substrate_sdk.errors import SubstrateError
 
 if TYPE_CHECKING:
     from substrate_sdk._jsonform import JsonValue
@@ -62,7 +62,7 @@ def readable_file(text: str) -> str:
         with open(text, "rb") as file:
             file.read(1)
     except OSError as error:
-        raise argparse.ArgumentTypeError(
+        raise SubstrateError(
             f"cannot read {text!r}: {error.strerror}; name a policy file that you can read"
         ) from error
     return text
@@ -103,6 +103,8 @@ def open_substrate(options: argparse.Namespace) -> Substrate:
 
 def print_json(value: JsonValue) -> None:
     """Print one JSON document. Text that is not Unicode is escaped, never refused."""
+    import json
+
     print(json.dumps(value, ensure_ascii=True))
 
 

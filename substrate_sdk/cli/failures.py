@@ -40,7 +40,7 @@ def say(line: str) -> None:
     """Write one line to stderr, whatever characters are in it."""
     text = " ".join(line.split("\n"))
     sys.stderr.flush()
-    data = text.encode("utf-8", errors="backslashreplace") + b"\n"
+    data = text.encode("utf-8", errors="surrogateescape") + b"\n"
     try:
         sys.stderr.buffer.write(data)
         sys.stderr.flush()

@@ -144,7 +144,11 @@ async def policy_explain(
     argv, shell = requests.argv_or_shell(command)
     step = broker_pb2.StepFacts(
         kind=broker_pb2.STEP_KIND_EXEC,
-        command=types_pb2.Command(argv=() if argv is None else argv.args, shell=shell),
+        command=types_pb2.Command(
+            # A world makes a shell string into just this.
+            argv=(b"/bin/bash", b"-c", shell or b"") if argv is None else argv.args,
+            shell=shell,
+        ),
         project=requests.host_path(project) or None,
         cwd=b"" if cwd is None else os.fsencode(cwd),
         profile=profile,
