@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from substrate_sdk._facts import Decision, milliseconds, named
 from substrate_sdk._jsonform import JsonObject, JsonValue, bytes_form, optional_bytes_form
-from substrate_sdk.types import Decision, Result, milliseconds, named
+from substrate_sdk._results import Result
 
 if TYPE_CHECKING:
     from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2
