@@ -15,20 +15,9 @@ from substrate_services.broker.policy import Policy
 from substrate_services.broker.policy_file import Reach
 from substrate_services.errors import InvalidField
 from substrate_services.host import validation
-from substrate_services.journal.schema import Command, Decision, DecisionAction, PolicyMode
+from substrate_services.host.convert import DECISION_ACTIONS, POLICY_MODES, decision_to_proto
+from substrate_services.journal.schema import Command
 
-_ACTIONS: dict[DecisionAction, types_pb2.DecisionAction.ValueType] = {
-    "allow": types_pb2.DECISION_ACTION_ALLOW,
-    "ask": types_pb2.DECISION_ACTION_ASK,
-    "deny": types_pb2.DECISION_ACTION_DENY,
-}
-_MODES: dict[PolicyMode, types_pb2.PolicyMode.ValueType] = {
-    "disabled": types_pb2.POLICY_MODE_DISABLED,
-    "observe": types_pb2.POLICY_MODE_OBSERVE,
-    "enforce": types_pb2.POLICY_MODE_ENFORCE,
-}
-_ACTION_NAMES = {value: name for name, value in _ACTIONS.items()}
-_MODE_NAMES = {value: name for name, value in _MODES.items()}
 _REACH: dict[int, frozenset[Reach]] = {
     broker_pb2.STEP_KIND_EXEC: frozenset(),
     broker_pb2.STEP_KIND_FILES: frozenset(),
@@ -109,11 +98,6 @@ def command_from_proto(field: str, command: types_pb2.Command) -> Command:
     return Command(argv, shell)
 
 
-def command_to_proto(command: Command) -> types_pb2.Command:
-    """The wire form of a command."""
-    return types_pb2.Command(argv=command.argv, shell=command.shell)
-
-
 def host_path(field: str, value: bytes) -> Path:
     """A path on the host, from bytes.
 
@@ -121,44 +105,6 @@ def host_path(field: str, value: bytes) -> Path:
         InvalidField: it is not absolute, or no path.
     """
     return Path(os.fsdecode(validation.absolute_path(field, value)))
-
-
-def decision_to_proto(decision: Decision) -> types_pb2.Decision:
-    """The wire form of a decision."""
-    return types_pb2.Decision(
-        action=_ACTIONS[decision.action],
-        rule_id=decision.rule_id,
-        reason=decision.reason,
-        mode=_MODES[decision.mode],
-        policy_hash=decision.policy_hash,
-        source=_text(decision.source),
-        decider=decision.decider,
-        enforced=decision.enforced,
-    )
-
-
-def decision_from_proto(decision: types_pb2.Decision) -> Decision:
-    """The decision that a broker answered.
-
-    Raises:
-        InvalidField: action or mode is not one that this version knows.
-    """
-    action = _ACTION_NAMES.get(decision.action)
-    if action is None:
-        raise InvalidField("decision.action", decision.action, "expected ALLOW, ASK or DENY")
-    mode = _MODE_NAMES.get(decision.mode)
-    if mode is None:
-        raise InvalidField("decision.mode", decision.mode, "expected DISABLED, OBSERVE or ENFORCE")
-    return Decision(
-        action=action,
-        rule_id=decision.rule_id,
-        reason=decision.reason,
-        mode=mode,
-        policy_hash=decision.policy_hash,
-        source=decision.source,
-        decider=decision.decider or "policy",
-        enforced=decision.enforced,
-    )
 
 
 def explanation_to_proto(explanation: Explanation) -> broker_pb2.ExplainResponse:
@@ -169,7 +115,7 @@ def explanation_to_proto(explanation: Explanation) -> broker_pb2.ExplainResponse
             broker_pb2.RuleTrace(
                 rule_id=entry.rule.id,
                 source=_text(entry.rule.source),
-                action=_ACTIONS[entry.rule.action],
+                action=DECISION_ACTIONS[entry.rule.action],
                 matched=entry.matched,
                 command=entry.command.source,
             )
@@ -201,7 +147,7 @@ def policy_to_proto(policy: Policy) -> broker_pb2.Policy:
     """The wire form of what a policy is, without its rules."""
     return broker_pb2.Policy(
         policy_hash=policy.hash,
-        mode=_MODES[policy.mode],
+        mode=POLICY_MODES[policy.mode],
         files=_texts(policy.files),
         rules=len(policy.rules),
     )

@@ -17,6 +17,7 @@ from substrate_services.broker.decide import StepRequest, check, decide, explain
 from substrate_services.broker.policy import HostPolicyError, Policy, PolicyError
 from substrate_services.broker.source import PolicySource
 from substrate_services.errors import ServiceError
+from substrate_services.host.convert import decision_to_proto
 from substrate_services.host.wire import Context
 
 _INLINE_BYTES = 4_096  # a command up to this long is decided about in well under 10 ms
@@ -42,7 +43,7 @@ class BrokerServicer(broker_pb2_grpc.BrokerServiceServicer):
         step = messages.step_from_proto(request.step)
         policy = self._policy(step.project, step.files)
         decision = await _off_loop_if_long(decide, policy, step.request)
-        return broker_pb2.EvaluateResponse(decision=messages.decision_to_proto(decision))
+        return broker_pb2.EvaluateResponse(decision=decision_to_proto(decision))
 
     async def Explain(
         self, request: broker_pb2.ExplainRequest, context: Context

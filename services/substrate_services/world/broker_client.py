@@ -38,6 +38,7 @@ class BrokerClient:
             project=spec.project.root if spec.project is not None else None,
             policy_file=spec.policy_file or b"",
             action_digest=action_digest(action),
+            network=action.network,
         )
         if kind == "exec":
             facts.kind = broker_pb2.STEP_KIND_EXEC
