@@ -165,8 +165,11 @@ class JournalReader:
         return SpanPage(tuple(spans), "")
 
     def last_span(self, kind: str | None = "exec") -> SpanRecord | None:
-        """The step that finished last; of any kind when ``kind`` is None."""
-        page = self.list_spans(kind=kind, limit=1)
+        """The step that finished last; of any kind when ``kind`` is None.
+
+        Replays are passed over: after one, people still mean the command that they ran.
+        """
+        page = self.list_spans(kind=kind, limit=1, matching=lambda span: span.replay_of is None)
         return page.spans[0] if page.spans else None
 
     def start_line(self, span_id: str) -> codec.SpanStart | None:
