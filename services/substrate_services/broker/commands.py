@@ -87,7 +87,7 @@ def from_argv(argv: Sequence[bytes]) -> list[SimpleCommand]:
     walk = _Walk()
     if argv:
         words = tuple(Word(bytes(argument)) for argument in argv)
-        walk.unwrap(RawCommand(words, b" ".join(argv)[:_SOURCE_BYTES]), (), 0)
+        walk.unwrap(RawCommand(words, _source(words)), (), 0)
     return walk.out
 
 
@@ -183,6 +183,7 @@ _WRAPPERS: dict[bytes, _Wrapper] = {
 _FIND_EXEC = frozenset([b"-exec", b"-execdir", b"-ok", b"-okdir"])
 _FD_EXEC = frozenset([b"-x", b"-X", b"--exec", b"--exec-batch"])
 _ASSIGNMENT = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=")
+_PLAIN = re.compile(rb"[A-Za-z0-9_./:=@%^+,{}\-]+\Z")
 _OPAQUE = Word(b"...", (None,), True)
 
 
@@ -239,7 +240,7 @@ class _Walk:
             if not inner:
                 return
             words, via = inner, (*via, _text(name))
-            source = b" ".join(word.text for word in words)[:_SOURCE_BYTES]
+            source = _source(words)
         self.problem(f"more than {MAX_WRAPPERS} wrapped commands", source, via)
 
     def inner(
@@ -376,7 +377,7 @@ class _Walk:
                 inner.append(UNKNOWN_WORD)  # fd appends the path when there is no placeholder
             if inner:
                 name = f"{_text(words[0].text)} {_text(option)}"
-                source = b" ".join(word.text for word in inner)[:_SOURCE_BYTES]
+                source = _source(inner)
                 self.unwrap(RawCommand(tuple(inner), source), (*via, name), depth + 1)
 
 
@@ -454,6 +455,21 @@ def _substituted(word: Word, placeholder: bytes) -> Word:
         if piece:
             parts.append(piece)
     return Word(word.text, tuple(parts))
+
+
+def _source(words: Sequence[Word]) -> bytes:
+    """Words as a shell would take them, cut: for people, who must see where a word ends."""
+    shown: list[bytes] = []
+    left = _SOURCE_BYTES
+    for word in words:
+        text = word.text[:left]
+        if not word.parts and not _PLAIN.match(text):
+            text = b"'" + text.replace(b"'", b"'\\''") + b"'"
+        shown.append(text)
+        left -= len(text) + 1
+        if left <= 0:
+            break
+    return b" ".join(shown)[:_SOURCE_BYTES]
 
 
 def _stdin(redirects: Sequence[Redirect]) -> bytes | None:
