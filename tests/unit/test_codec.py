@@ -95,6 +95,7 @@ action = st.builds(
     snapshot_id=opt_digest,
     timeout_s=st.none() | st.floats(0, 1e9) | st.integers(0, 10**6),
     pty=st.booleans(),
+    pty_size=st.none() | st.tuples(whole, whole),
     profile=text,
     network=tuples(text),
     limits=tuples(st.tuples(text, whole)),

@@ -107,6 +107,8 @@ def _fields(action: Action) -> dict[str, Bencodable]:
         fields["shell"] = action.command.shell
     if action.stdin_digest is not None:
         fields["stdin"] = action.stdin_digest
+    if action.pty_size is not None:
+        fields["pty_size"] = list(action.pty_size)
     if action.snapshot_id is not None:
         fields["snapshot"] = action.snapshot_id
     if action.timeout_s is not None:

@@ -283,6 +283,7 @@ def action_to_json(action: Action) -> JsonObject:
         # 5 and 5.0 are one value and read as one.
         "timeout_s": None if action.timeout_s is None else float(action.timeout_s),
         "pty": action.pty,
+        "pty_size": list(action.pty_size) if action.pty_size is not None else None,
         "profile": action.profile,
         "network": text_list(action.network),
         "limits": pairs_to_json(action.limits),
@@ -304,12 +305,23 @@ def action_from_json(value: JsonValue, where: str = "action") -> Action:
         snapshot_id=fields.opt_text("snapshot_id"),
         timeout_s=fields.opt_number("timeout_s"),
         pty=fields.flag("pty", False),
+        pty_size=_pty_size(fields),
         profile=fields.text("profile", "workspace"),
         network=texts(fields, "network"),
         limits=int_pairs(fields, "limits"),
         policy_hash=fields.text("policy_hash", ""),
         first_pid=fields.opt_integer("first_pid"),
     )
+
+
+def _pty_size(fields: Fields) -> tuple[int, int] | None:
+    match fields.value.get("pty_size"):
+        case None:
+            return None
+        case [int(rows), int(columns)]:
+            return rows, columns
+        case _:
+            raise fields.wrong("pty_size", "[rows, columns]")
 
 
 def decision_to_json(decision: Decision) -> JsonObject:

@@ -77,6 +77,7 @@ class Action:
     snapshot_id: str | None  # the tree before the step
     timeout_s: float | None
     pty: bool = False
+    pty_size: tuple[int, int] | None = None  # rows and columns at the start
     profile: str = "workspace"
     network: tuple[str, ...] = ()  # () is none
     limits: tuple[tuple[str, int], ...] = ()

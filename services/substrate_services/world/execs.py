@@ -189,6 +189,7 @@ class Execs:
         world.touch()
         action, replay_of, kind = self._resolve(world, request)
         decision = await self._decider.decide(world, action, kind)
+        action = replace(action, policy_hash=decision.policy_hash)
         denied = decision.enforced and decision.action != "allow"
         caller_trace, caller_span = _caller(request.traceparent)
         start = SpanStart(
@@ -228,6 +229,8 @@ class Execs:
         action = exec_.start.action
         argv = action.command.argv
         builtin = exec_.start.kind != "exec"
+        # A replayed terminal hears what was typed, or at once that nothing more will be.
+        fed = action.stdin_digest is not None or (action.pty and not request.stdin_pipe)
         env = dict(_identity_env(self._original(exec_.start)))
         env.update(action.env)
         log_fd = os.open(
@@ -244,8 +247,8 @@ class Execs:
                     umask=action.umask,
                     user=action.user,
                     timeout_s=action.timeout_s,
-                    pty=request.pty,
-                    stdin=action.stdin_digest is not None or request.stdin_pipe,
+                    pty=action.pty_size,
+                    stdin=fed or request.stdin_pipe,
                     builtin=builtin,
                     output_limit_bytes=OUTPUT_LIMIT_BYTES,
                     last_pid=action.first_pid - 1 if action.first_pid is not None else None,
@@ -266,7 +269,7 @@ class Execs:
             exec_.start, action=replace(exec_.start.action, first_pid=started.pid)
         )
         _write_exec_file(exec_.directory, exec_.start)
-        if action.stdin_digest is not None:
+        if fed:
             self._track(self._feed(world, exec_, action.stdin_digest))
 
     def _resolve(
@@ -300,6 +303,7 @@ class Execs:
             snapshot_id=world.tree.snapshot_id,
             timeout_s=request.timeout_s,
             pty=request.pty is not None,
+            pty_size=request.pty,
             profile=spec.profile,
             network=spec.network,
         )
@@ -317,14 +321,15 @@ class Execs:
 
     # -- while it runs -------------------------------------------------------------------------
 
-    async def _feed(self, world: World, exec_: Exec, digest: str) -> None:
-        """Give a recorded standard input to a command."""
+    async def _feed(self, world: World, exec_: Exec, digest: str | None) -> None:
+        """Give a recorded standard input to a command; None is an empty one."""
         offset = 0
-        with await asyncio.to_thread(self._store.open, digest) as source:
-            while chunk := await asyncio.to_thread(source.read, 1 << 16):
-                offset += len(chunk)
-                if await world.init.write_stdin(exec_.exec_id, chunk) < offset:
-                    return  # closed by the command
+        if digest is not None:
+            with await asyncio.to_thread(self._store.open, digest) as source:
+                while chunk := await asyncio.to_thread(source.read, 1 << 16):
+                    offset += len(chunk)
+                    if await world.init.write_stdin(exec_.exec_id, chunk) < offset:
+                        return  # closed by the command
         await world.init.write_stdin(exec_.exec_id, b"", eof=True)
 
     async def write_stdin(
@@ -350,7 +355,7 @@ class Execs:
         fresh = data[exec_.stdin_received - offset :]
         if exec_.phase != "running":
             raise ServiceError("STDIN_CLOSED", f"exec {exec_id} has ended")
-        if fresh and not exec_.start.action.pty:
+        if fresh:
             with (exec_.directory / _STDIN_FILE).open("ab") as kept:
                 kept.write(fresh)
         begin = exec_.stdin_received

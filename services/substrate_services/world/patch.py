@@ -7,14 +7,18 @@ patch of a project cannot carry them.
 
 from __future__ import annotations
 
+import base64
 import difflib
+import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 from substrate_services.journal.schema import Change, FileState
 
 ReadObject = Callable[[str], bytes]
 
+_BINARY_LINE_BYTES = 52  # of git's binary patches; its length is one letter, A-Za-z
 # difflib takes quadratic time in the worst case; a larger text is shown as replaced as a whole.
 _DIFF_LIMIT_LINES = 10_000
 _TEXT_LIMIT_BYTES = 4 << 20
@@ -80,7 +84,7 @@ def _entry(
     if old == new:
         return
     if _is_binary(old) or _is_binary(new):
-        yield b"Binary files %s and %s differ\n" % (old_label, new_label)
+        yield from _binary(None if before is None else old, None if after is None else new)
         return
     yield b"--- %s\n+++ %s\n" % (old_label, new_label)
     yield from _hunks(_lines(old), _lines(new))
@@ -102,6 +106,32 @@ def _hunks(old: list[bytes], new: list[bytes]) -> Iterator[bytes]:
                 continue
             yield from (_line(b"-", line) for line in old[old_start:old_end])
             yield from (_line(b"+", line) for line in new[new_start:new_end])
+
+
+def _binary(old: bytes | None, new: bytes | None) -> Iterator[bytes]:
+    """Both contents in full, as ``git diff --binary`` writes them; None where there is no file.
+
+    ``git apply`` takes such a patch only with both object names, and only onto exactly ``old``.
+    """
+    yield b"index %s..%s\n" % (_blob_name(old), _blob_name(new))
+    yield b"GIT binary patch\n"
+    for content in (new or b"", old or b""):  # forth, and back for ``git apply -R``
+        yield b"literal %d\n" % len(content)
+        packed = zlib.compress(content)
+        for start in range(0, len(packed), _BINARY_LINE_BYTES):
+            piece = packed[start : start + _BINARY_LINE_BYTES]
+            length = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[len(piece) - 1]
+            # b85encode has git's alphabet, and pads as git does.
+            yield b"%c%s\n" % (length, base64.b85encode(piece, pad=True))
+        yield b"\n"
+
+
+def _blob_name(content: bytes | None) -> bytes:
+    """How git names content (a SHA-1 that identifies and protects nothing)."""
+    if content is None:
+        return b"0" * 40
+    header = b"blob %d\0" % len(content)
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest().encode()
 
 
 def _range(start: int, stop: int) -> bytes:

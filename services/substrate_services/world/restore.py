@@ -25,7 +25,7 @@ from substrate_services.world.fingerprint import (
     same_entry,
 )
 from substrate_services.world.inputs import Inputs
-from substrate_services.world.layers import Layer
+from substrate_services.world.layers import Layer, UpperNode
 from substrate_services.world.layout import Layout, layer_of
 from substrate_services.world.snapshots import (
     BaseRecord,
@@ -34,6 +34,7 @@ from substrate_services.world.snapshots import (
     get_fingerprints,
     get_snapshot,
     materialise,
+    read_walk,
     write_object,
 )
 
@@ -86,13 +87,19 @@ def plan_restore(
         fingerprints = get_fingerprints(store, base.fingerprints)
     missing = _missing_mounts(base, mounts)
     moved = _has_redirects(store, snapshot)
+    walks = {
+        layer.mount_point: read_walk(store, layer.root)
+        for layer in snapshot.layers
+        if layer.layer_id not in ("home", "tmp")
+    }
     changed: list[FileFingerprint] = []
     added: list[bytes] = []
     for root in base.project.roots if base.project is not None else ():
         part = {path: entry for path, entry in fingerprints.items() if is_below(path, (root,))}
         difference = compare_with_live(root, part, leave_out)
-        changed += difference.changed
-        added += difference.added
+        # What the snapshot itself holds needs nothing of the host's.
+        changed += (entry for entry in difference.changed if not _held(entry.path, walks))
+        added += (path for path in difference.added if not _held(path, walks))
     for entry in changed:
         if moved:
             # It may show under another name, where a correction would not reach it.
@@ -181,6 +188,22 @@ def _fill_files(store: ObjectStore, directory: TreeEntry, target: Path) -> None:
         if os.geteuid() == 0:
             os.chown(path, entry.uid, entry.gid)
         os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+def _held(path: bytes, walks: dict[bytes, UpperNode]) -> bool:
+    """Whether an upper layer of the snapshot says what is at ``path``, whatever the base has."""
+    points = [point for point in walks if is_below(path, (point,))]
+    if not points:
+        return False
+    point = max(points, key=len)
+    node: UpperNode | None = walks[point]
+    for name in os.path.relpath(path, point).split(b"/"):
+        node = node.children.get(name) if node is not None else None
+        if node is None:
+            return False
+        if node.kind != "dir" or node.opaque:
+            return True
+    return False
 
 
 def _has_redirects(store: ObjectStore, snapshot: Snapshot) -> bool:
