@@ -6,6 +6,7 @@
  * file is a SIGBUS to its reader), and whatever makes no sense is counted and left out.
  *
  *   segments.c  files and their records          images.c   who ran, whose child, which span
+ *   places.c    directories behind descriptors
  *   events.c    one record to one JSON line      summary.c  what is kept of all that
  *   sandbox.c   giving up all rights first       main.c     options and the order of things
  */
@@ -97,7 +98,7 @@ void reader_close(struct reader *reader);
 struct fields {
     struct slice path, path2, directory, directory2, cwd, argv, exe, name, service, mode;
     const struct sub_hello *hello;
-    const uint64_t *env_digest, *key;
+    const uint64_t *env_digest, *key, *directory_id, *directory2_id;
 #define FIELDS_MAX 20
     struct slice addresses[FIELDS_MAX];
     uint32_t address_count;
@@ -165,6 +166,13 @@ uint32_t image_of_child(const struct images *images, const struct image *parent,
 uint32_t merged_image(const struct images *images, uint32_t image);
 const struct image *program_of(const struct images *images, const struct image *image);
 uint64_t parent_span(const struct images *images, const struct image *image);
+
+/* --- places ----------------------------------------------------------------------------------- */
+
+struct places;
+struct places *places_new(void);
+void places_clear(struct places *places);
+struct slice places_resolve(struct places *places, const uint64_t *id, struct slice path);
 
 /* --- events and the summary ------------------------------------------------------------------- */
 

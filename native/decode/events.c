@@ -33,6 +33,7 @@ struct writer {
     struct segments *segments;
     const struct options *options;
     struct summary *summary;
+    struct places *places; /* of the image */
     struct buffer out;
     struct buffer prefix; /* between "ts" and the operation's name, for the current span */
     struct buffer suffix; /* what ends every line */
@@ -530,6 +531,8 @@ static void write_record(struct writer *writer, uint32_t index, const struct sub
     struct fields fields;
     const struct image *image = &writer->images->list[index];
     parse_fields(record, &fields);
+    fields.directory = places_resolve(writer->places, fields.directory_id, fields.directory);
+    fields.directory2 = places_resolve(writer->places, fields.directory2_id, fields.directory2);
     if (record->type == SUB_SPAWN_ACTION) {
         take_action(writer, record, &fields);
         return;
@@ -691,6 +694,7 @@ static void write_image(struct writer *writer, uint32_t index) {
     if (writer->cwd_length != 0)
         memcpy(writer->cwd, cwd.bytes, writer->cwd_length);
     writer->child_tid = 0;
+    places_clear(writer->places);
     for (uint32_t i = image->first_segment; i < image->end_segment; i++) {
         if (i == image->first_segment || list[i].chain != list[i - 1].chain) {
             if (chains == CHAINS_AT_ONCE) {
@@ -714,6 +718,7 @@ void write_events(struct images *images, struct segments *segments, const struct
     writer->segments = segments;
     writer->options = options;
     writer->summary = summary;
+    writer->places = places_new();
     json_literal(&writer->suffix, ",\"world_id\":");
     json_bytes(&writer->suffix, options->world, strlen(options->world));
     json_literal(&writer->suffix, ",\"source\":\"self_reported\"}\n");

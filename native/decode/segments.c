@@ -263,6 +263,14 @@ void parse_fields(const struct sub_record *record, struct fields *fields) {
             if (field.bytes == sizeof(uint64_t))
                 fields->key = (const uint64_t *)(const void *)at;
             break;
+        case SUB_TAG_DIRECTORY_ID:
+            if (field.bytes == sizeof(uint64_t))
+                fields->directory_id = (const uint64_t *)(const void *)at;
+            break;
+        case SUB_TAG_DIRECTORY2_ID:
+            if (field.bytes == sizeof(uint64_t))
+                fields->directory2_id = (const uint64_t *)(const void *)at;
+            break;
         case SUB_TAG_ADDRESS:
             if (fields->address_count < FIELDS_MAX)
                 fields->addresses[fields->address_count++] = value;

@@ -392,8 +392,10 @@ static void write_span_id(struct buffer *out, uint64_t span, const struct option
     json_literal(out, "\"");
 }
 
+/* Sums of times wrap: they may be anything. */
 static int64_t boot_time(const struct options *options, const struct image *image, uint64_t at_ns) {
-    return (int64_t)at_ns + (options->have_boot ? options->boot_offset_ns : image->boot_offset_ns);
+    int64_t offset = options->have_boot ? options->boot_offset_ns : image->boot_offset_ns;
+    return (int64_t)(at_ns + (uint64_t)offset);
 }
 
 static void write_process(struct buffer *out, const struct options *options,

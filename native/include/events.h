@@ -73,8 +73,9 @@ struct sub_segment {
     uint32_t state; /* SUB_STATE_*, atomic */
     uint64_t lost;  /* events that found no room while this segment was current, atomic */
     uint64_t reserved[4];
+    uint64_t directories[16]; /* the writer's own: which SUB_TAG_DIRECTORY_ID it has explained */
 };
-_Static_assert(sizeof(struct sub_segment) == 112, "the segment header is part of the format");
+_Static_assert(sizeof(struct sub_segment) == 240, "the segment header is part of the format");
 
 enum sub_record_type {
     SUB_HELLO = 1,        /* first record of an image: who it is */
@@ -137,6 +138,13 @@ enum sub_tag {
     SUB_TAG_SERVICE = 13,
     SUB_TAG_MODE = 14, /* of fopen, popen */
     SUB_TAG_KEY = 15,  /* u64: address of a posix_spawn_file_actions_t */
+    /*
+     * u64 that stands for the directory behind arg[0] or arg[3]. Asking the kernel for a
+     * descriptor's path is dear, for its identity is cheap: the path stands beside it (as
+     * SUB_TAG_DIRECTORY) once, and is remembered for the later records of the image.
+     */
+    SUB_TAG_DIRECTORY_ID = 16,
+    SUB_TAG_DIRECTORY2_ID = 17,
 };
 
 struct sub_hello {

@@ -6,8 +6,8 @@
 #include "record.h"
 
 #include <fcntl.h>
+#include <linux/stat.h>
 #include <signal.h>
-#include <stdio.h>
 
 #include "process.h"
 #include "system.h"
@@ -76,23 +76,79 @@ static bool needs_directory(int dirfd, struct sub_text path) {
     return dirfd != AT_FDCWD && (path.bytes == NULL || path.bytes[0] != '/');
 }
 
-/* Room for the usual; whoever goes deeper gets a bigger frame. */
-#define DIRECTORY_USUAL 512
+/*
+ * What stands for the directory behind a descriptor: device, inode, mount, and the time it was made,
+ * because inodes are used again. 0 where the kernel does not tell all of that.
+ */
+static uint64_t directory_id(int descriptor) {
+    struct statx status;
+    const unsigned wanted = STATX_INO | STATX_BTIME;
+    if (sub_quiet || SYS5(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+                          wanted | STATX_MNT_ID, &status) != 0)
+        return 0;
+    if ((status.stx_mask & wanted) != wanted || (status.stx_mode & 0170000u) != 0040000u)
+        return 0;
+    const uint64_t parts[] = {
+        (uint64_t)status.stx_dev_major << 32 | status.stx_dev_minor,
+        status.stx_ino,
+        (uint64_t)status.stx_btime.tv_sec * 1000000000u + status.stx_btime.tv_nsec,
+        status.stx_mnt_id,
+    };
+    return sub_hash_variable((const char *)parts, sizeof(parts)) | 1;
+}
 
-struct directories {
-    char *first, *second;
-    size_t first_length, second_length;
+static uint64_t *known_directory(uint64_t id) {
+    if (sub_self.base == NULL || sub_self.generation != sub_process->generation)
+        return NULL;
+    struct sub_segment *header = (struct sub_segment *)(void *)sub_self.base;
+    const size_t count = sizeof(header->directories) / sizeof(header->directories[0]);
+    return &header->directories[(id >> 32) % count];
+}
+
+/* The directory of a relative path, or the file of a call on a descriptor alone. */
+struct place {
+    uint64_t id; /* 0: none */
+    char *path;
+    size_t length;
 };
 
+/* False when the buffer may have been too small. */
+static bool find_place(int descriptor, struct sub_text path, struct place *place, size_t size) {
+    if (!needs_directory(descriptor, path))
+        return true;
+    if (path.bytes != NULL)
+        place->id = directory_id(descriptor);
+    const uint64_t *known = place->id != 0 ? known_directory(place->id) : NULL;
+    if (known != NULL && *known == place->id)
+        return true;
+    place->length = sub_descriptor_path(descriptor, place->path, size);
+    return place->length > 0 || sub_quiet;
+}
+
+static uint32_t place_size(const struct place *place) {
+    return (place->id != 0 ? sub_field_size(sizeof(place->id)) : 0) +
+           (place->length > 0 ? sub_field_size(place->length) : 0);
+}
+
+static unsigned char *put_place(unsigned char *at, uint16_t tag, uint16_t id_tag,
+                                const struct place *place) {
+    if (place->length > 0)
+        at = sub_put(at, tag, place->path, place->length);
+    if (place->id == 0)
+        return at;
+    /* In the segment that this record is in: whoever has the one has the other. */
+    uint64_t *known = place->length > 0 ? known_directory(place->id) : NULL;
+    if (known != NULL)
+        *known = place->id;
+    return sub_put(at, id_tag, &place->id, sizeof(place->id));
+}
+
 static void write_call(const struct sub_call *call, struct sub_text path, struct sub_text path2,
-                       const struct directories *directories) {
+                       const struct place *place, const struct place *place2) {
     struct sub_text mode = {call->mode, call->mode != NULL ? (uint32_t)strnlen(call->mode, 16) : 0,
                             0};
-    uint32_t fields = sub_text_size(path) + sub_text_size(path2) + sub_text_size(mode);
-    if (directories->first_length > 0)
-        fields += sub_field_size(directories->first_length);
-    if (directories->second_length > 0)
-        fields += sub_field_size(directories->second_length);
+    uint32_t fields = sub_text_size(path) + sub_text_size(path2) + sub_text_size(mode) +
+                      place_size(place) + place_size(place2);
     struct sub_record *record = sub_begin(call->type, call->op, call->start_ns, fields);
     if (record == NULL)
         return;
@@ -104,42 +160,36 @@ static void write_call(const struct sub_call *call, struct sub_text path, struct
     at = sub_put_text(at, SUB_TAG_PATH, path);
     at = sub_put_text(at, SUB_TAG_PATH2, path2);
     at = sub_put_text(at, SUB_TAG_MODE, mode);
-    if (directories->first_length > 0)
-        at = sub_put(at, SUB_TAG_DIRECTORY, directories->first, directories->first_length);
-    if (directories->second_length > 0)
-        sub_put(at, SUB_TAG_DIRECTORY2, directories->second, directories->second_length);
+    at = put_place(at, SUB_TAG_DIRECTORY, SUB_TAG_DIRECTORY_ID, place);
+    put_place(at, SUB_TAG_DIRECTORY2, SUB_TAG_DIRECTORY2_ID, place2);
     sub_commit(record);
 }
 
-static bool find_directories(const struct sub_call *call, struct sub_text path,
-                             struct sub_text path2, struct directories *found, size_t size) {
-    bool complete = true;
-    if (needs_directory(call->arg[0], path)) {
-        found->first_length = sub_descriptor_path(call->arg[0], found->first, size);
-        complete = found->first_length > 0;
-    }
-    if (path2.bytes != NULL && needs_directory(call->arg[3], path2)) {
-        found->second_length = sub_descriptor_path(call->arg[3], found->second, size);
-        complete = complete && found->second_length > 0;
-    }
-    return complete;
+/* Room for the usual; whoever goes deeper gets a bigger frame. */
+#define DIRECTORY_USUAL 512
+
+static bool find_places(const struct sub_call *call, struct sub_text path, struct sub_text path2,
+                        struct place *place, struct place *place2, size_t size) {
+    bool whole = find_place(call->arg[0], path, place, size);
+    if (path2.bytes != NULL && !find_place(call->arg[3], path2, place2, size))
+        whole = false;
+    return whole;
 }
 
 static __attribute__((noinline)) void
 record_deep_call(const struct sub_call *call, struct sub_text path, struct sub_text path2) {
     char first[SUB_STRING_MAX], second[SUB_STRING_MAX];
-    struct directories directories = {first, second, 0, 0};
-    find_directories(call, path, path2, &directories, sizeof(first));
-    write_call(call, path, path2, &directories);
+    struct place place = {0, first, 0}, place2 = {0, second, 0};
+    find_places(call, path, path2, &place, &place2, sizeof(first));
+    write_call(call, path, path2, &place, &place2);
 }
 
 static __attribute__((noinline)) void
 record_relative_call(const struct sub_call *call, struct sub_text path, struct sub_text path2) {
     char first[DIRECTORY_USUAL], second[DIRECTORY_USUAL];
-    struct directories directories = {first, second, 0, 0};
-    if (find_directories(call, path, path2, &directories, sizeof(first)) || sub_quiet ||
-        call->error == EBADF)
-        write_call(call, path, path2, &directories);
+    struct place place = {0, first, 0}, place2 = {0, second, 0};
+    if (find_places(call, path, path2, &place, &place2, sizeof(first)) || call->error == EBADF)
+        write_call(call, path, path2, &place, &place2);
     else
         record_deep_call(call, path, path2);
 }
@@ -153,10 +203,10 @@ record_relative_call(const struct sub_call *call, struct sub_text path, struct s
 void sub_record_call(const struct sub_call *call) {
     struct sub_text path = sub_text(call->path, call->error);
     struct sub_text path2 = sub_text(call->path2, call->error);
-    static const struct directories none;
+    static const struct place none;
     if (unlikely(needs_directory(call->arg[0], path) ||
                  (path2.bytes != NULL && needs_directory(call->arg[3], path2))))
         record_relative_call(call, path, path2);
     else
-        write_call(call, path, path2, &none);
+        write_call(call, path, path2, &none, &none);
 }

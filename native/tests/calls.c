@@ -83,7 +83,8 @@ static void opens(void) {
     }
     static const char *const fortified_at[] = {"__openat_2", "__openat64_2"};
     for (size_t i = 0; i < 2; i++) {
-        int (*call)(int, const char *, int) = (int (*)(int, const char *, int))find(fortified_at[i]);
+        int (*call)(int, const char *, int) =
+            (int (*)(int, const char *, int))find(fortified_at[i]);
         if (call == NULL)
             continue;
         long fd = call(directory, "made", O_RDONLY);

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HEADER = struct.Struct("<QHHIQ QQiI IIQII Q 32x")
+HEADER = struct.Struct("<QHHIQ QQiI IIQII Q 160x")
 RECORD = struct.Struct("<IHHQQqIIiI4i")
 FIELD = struct.Struct("<HHI")
 HELLO = struct.Struct("<QQiI iIQQII")
