@@ -5,7 +5,7 @@
     ServiceError      reason, message, metadata
     └── InvalidField  a field of a request cannot be used
 
-Domain code knows no gRPC: :mod:`substrate_services.host.wire` turns these into a status with the
+Domain code knows no gRPC: :mod:`substrate_services.wire.errors` turns these into a status with the
 code that :mod:`substrate_sdk._reasons` gives for the reason. Errors of the ground floor (journal,
 objects) have roots of their own and are turned there too.
 """

@@ -26,11 +26,11 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
 from substrate_services.agent.server import AgentServicer
 from substrate_services.agent.sessions import Sessions
 from substrate_services.errors import ServiceError
-from substrate_services.host.wire import Context
 from substrate_services.journal.codec import span_to_line
 from substrate_services.journal.errors import JournalFull
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.writer import Journal
+from substrate_services.wire.errors import Context
 from substrate_services.world.ids import new_id
 from tests.contract import records
 from tests.contract.harness import failure, serving

@@ -12,7 +12,7 @@ from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_g
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_services.broker.server import BrokerServicer
 from substrate_services.broker.source import PolicySource
-from substrate_services.host.convert import decision_from_proto
+from substrate_services.wire.convert import decision_from_proto
 from tests.contract.harness import failure, serving
 
 _Result = TypeVar("_Result")

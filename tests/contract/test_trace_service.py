@@ -17,11 +17,6 @@ from substrate_sdk import errors
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.trace.v1alpha1 import trace_pb2, trace_pb2_grpc
 from substrate_services.errors import InvalidField
-from substrate_services.host.convert import (
-    decision_from_proto,
-    decision_to_proto,
-    timestamp_from_ns,
-)
 from substrate_services.journal.codec import SpanStart, span_to_line, start_to_line, syscall_line
 from substrate_services.journal.jsontypes import JsonObject, canonical_bytes
 from substrate_services.journal.parts import change_to_json
@@ -30,6 +25,11 @@ from substrate_services.journal.schema import Change, Coverage
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
 from substrate_services.trace.server import CHUNK_BYTES, TraceServicer
+from substrate_services.wire.convert import (
+    decision_from_proto,
+    decision_to_proto,
+    timestamp_from_ns,
+)
 from tests.contract import records
 from tests.contract.harness import failure, serving
 

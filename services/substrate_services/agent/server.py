@@ -1,7 +1,7 @@
 """AgentService on the wire: sessions, worlds by proxy, and a command in one call.
 
 Worlds are another service, spoken to over gRPC like anybody's: what it refuses, the caller hears
-as it was said (:mod:`substrate_services.host.wire` passes it on).
+as it was said (:mod:`substrate_services.wire.errors` passes it on).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
 )
 from substrate_services.agent.sessions import Session, SessionRequest, Sessions
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host import validation
-from substrate_services.host.convert import timestamp_to_proto
 from substrate_services.journal.jsontypes import JsonObject
 from substrate_services.journal.reader import JournalReader
+from substrate_services.wire import validation
+from substrate_services.wire.convert import timestamp_to_proto
 from substrate_services.world.ids import new_span_id
 
 if TYPE_CHECKING:
     import grpc.aio
 
-    from substrate_services.host.wire import Context
+    from substrate_services.wire.errors import Context
 
 _METADATA_LIMIT = 64
 _PAGE = 1000

@@ -14,9 +14,9 @@ from substrate_services.broker.decide import Checked, Explanation, StepRequest
 from substrate_services.broker.policy import Policy
 from substrate_services.broker.policy_file import Reach
 from substrate_services.errors import InvalidField
-from substrate_services.host import validation
-from substrate_services.host.convert import DECISION_ACTIONS, POLICY_MODES, decision_to_proto
 from substrate_services.journal.schema import Command
+from substrate_services.wire import validation
+from substrate_services.wire.convert import DECISION_ACTIONS, POLICY_MODES, decision_to_proto
 
 _REACH: dict[int, frozenset[Reach]] = {
     broker_pb2.STEP_KIND_EXEC: frozenset(),

@@ -17,8 +17,8 @@ from substrate_services.broker.decide import StepRequest, check, decide, explain
 from substrate_services.broker.policy import HostPolicyError, Policy, PolicyError
 from substrate_services.broker.source import PolicySource
 from substrate_services.errors import ServiceError
-from substrate_services.host.convert import decision_to_proto
-from substrate_services.host.wire import Context
+from substrate_services.wire.convert import decision_to_proto
+from substrate_services.wire.errors import Context
 
 _INLINE_BYTES = 4_096  # a command up to this long is decided about in well under 10 ms
 _LISTED_PROBLEMS = 5

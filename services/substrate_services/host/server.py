@@ -26,7 +26,7 @@ from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_g
 from substrate_sdk._pb.substrate.replay.v1alpha1 import replay_pb2, replay_pb2_grpc
 from substrate_sdk._pb.substrate.trace.v1alpha1 import trace_pb2, trace_pb2_grpc
 from substrate_sdk._pb.substrate.world.v1alpha1 import world_service_pb2, world_service_pb2_grpc
-from substrate_services.host.wire import ErrorInterceptor
+from substrate_services.wire.errors import ErrorInterceptor
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor

@@ -10,16 +10,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from substrate_sdk._pb.substrate.replay.v1alpha1 import replay_pb2, replay_pb2_grpc
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host.validation import page_offset, page_size, page_token
 from substrate_services.replay.classify import Verdict
 from substrate_services.replay.divergence import Divergence
 from substrate_services.replay.replays import Replay, Replays, ReplayState
 from substrate_services.replay.report import Report, RunOutcome, to_text
 from substrate_services.replay.runner import Progress, ReplayRequest
+from substrate_services.wire.validation import page_offset, page_size, page_token
 from substrate_services.world.ids import new_id
 
 if TYPE_CHECKING:
-    from substrate_services.host.wire import Context
+    from substrate_services.wire.errors import Context
 
 MAX_RUNS = 1_000
 LISTED_DIVERGENCES = 200

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from substrate_sdk._pb.substrate.trace.v1alpha1 import trace_pb2, trace_pb2_grpc
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host import validation
-from substrate_services.host.convert import COVERAGE_STATES, DECISION_ACTIONS, span_to_proto
 from substrate_services.journal.jsontypes import JsonObject, compact_bytes
 from substrate_services.journal.parts import change_from_json
 from substrate_services.journal.reader import AmbiguousSpan, JournalReader
@@ -25,9 +23,11 @@ from substrate_services.journal.verify import verify
 from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.trace.otlp import Encoder, make_encoder
+from substrate_services.wire import validation
+from substrate_services.wire.convert import COVERAGE_STATES, DECISION_ACTIONS, span_to_proto
 
 if TYPE_CHECKING:
-    from substrate_services.host.wire import Context
+    from substrate_services.wire.errors import Context
 
 CHUNK_BYTES: Final = 64 << 10
 _LAST: Final = "@last"

@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_grpc
-from substrate_services.host.convert import command_to_proto, decision_from_proto
 from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
+from substrate_services.wire.convert import command_to_proto, decision_from_proto
 from substrate_services.world.execs import StepKind
 from substrate_services.world.worlds import World
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, files_pb2, worlds_pb2
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host import validation
-from substrate_services.host.convert import (
+from substrate_services.wire import validation
+from substrate_services.wire.convert import (
     command_to_proto,
     decision_to_proto,
     result_to_proto,

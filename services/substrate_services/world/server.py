@@ -19,13 +19,13 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
     worlds_pb2,
 )
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host import validation
-from substrate_services.host.convert import change_to_proto, result_to_proto
 from substrate_services.journal.parts import change_from_json
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import Change, SpanRecord
 from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
+from substrate_services.wire import validation
+from substrate_services.wire.convert import change_to_proto, result_to_proto
 from substrate_services.world.availability import Availability
 from substrate_services.world.execs import Exec, ExecRequest, Execs
 from substrate_services.world.looks import Looks
@@ -47,7 +47,7 @@ from substrate_services.world.snapshots import get_base, get_snapshot
 from substrate_services.world.worlds import Worlds
 
 if TYPE_CHECKING:
-    from substrate_services.host.wire import Context
+    from substrate_services.wire.errors import Context
 
 KEEPALIVE_S = 15.0
 _PIECE_BYTES = 64 << 10

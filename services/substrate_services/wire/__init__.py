@@ -1,0 +1,1 @@
+"""What all servers share at the edge: errors as statuses, checked fields, facts as messages."""
