@@ -21,10 +21,10 @@ from substrate_sdk import errors
 from substrate_sdk._pb.substrate.trace.v1alpha1 import trace_pb2, trace_pb2_grpc
 from substrate_sdk._reasons import DOMAIN, REASONS
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.host import wire
 from substrate_services.host.server import build_server
 from substrate_services.journal.errors import JournalFull
 from substrate_services.objects.errors import ObjectCorrupt, ObjectMissing
+from substrate_services.wire import errors as wire
 from tests.contract.harness import failure, serving
 
 Stub = trace_pb2_grpc.TraceServiceStub
