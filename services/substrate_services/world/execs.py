@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ from substrate_services.world.init_client import (
     InitError,
     InitGone,
     Phase,
+    Rlimit,
     Scope,
     StartFailed,
 )
@@ -55,6 +57,9 @@ log = logging.getLogger(__name__)
 StepKind = Literal["exec", "files.write"]
 DEFAULT_UMASK = 0o022
 OUTPUT_LIMIT_BYTES = 256 << 20
+# Until worlds have limits of their own (cgroups): each has its own range of ids, so this counts
+# the processes and threads of one world, and a fork bomb in it leaves the host usable.
+PROCESS_LIMIT = 4_096
 FILES_PROGRAM = b"substrate-files"  # argv[0] of a recorded Files step
 _EXEC_FILE = "exec.json"
 _STDIN_FILE = "stdin"
@@ -251,6 +256,7 @@ class Execs:
                     stdin=fed or request.stdin_pipe,
                     builtin=builtin,
                     output_limit_bytes=OUTPUT_LIMIT_BYTES,
+                    rlimits=(Rlimit(resource.RLIMIT_NPROC, PROCESS_LIMIT, PROCESS_LIMIT),),
                     last_pid=action.first_pid - 1 if action.first_pid is not None else None,
                 ),
                 log_fd,
