@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-#define ENDING_PATIENCE (2000 * MS)  /* for a killed tree to be gone; then it is reported as is */
+#define ENDING_PATIENCE (5000 * MS)  /* for a killed tree to be gone; then it is reported as is */
 #define TERMINAL_PATIENCE (100 * MS) /* for a terminal to deliver what was written before the end */
 #define KILL_RESCAN (10 * MS)
 #define TERMINAL_RELOOK (20 * MS)
@@ -12,6 +12,7 @@
 static struct exec *table[EXECS_MAX];
 uint32_t execs_high;
 static uint32_t next_sequence;
+static bool strays;        /* a supervisor was killed: what it was to hold together is among ours */
 static bool look_at_trees; /* somebody died since the last look */
 
 struct exec *execs_at(uint32_t index) {
@@ -137,6 +138,8 @@ void execs_start(uint32_t request, struct sub_packet *packet) {
     start_release(&start);
 }
 
+static void note_lost(struct exec *exec);
+
 /* The status pipe ends at execve; before that it brings at most one failure. */
 void execs_read_status(struct exec *exec) {
     struct spawn_failure failure;
@@ -160,6 +163,7 @@ void execs_read_status(struct exec *exec) {
     exec->state.phase = SUB_PHASE_RUNNING;
     for (uint32_t i = 0; i < exec->start_askers; i++)
         reply_started(exec->start_requests[i], exec, i > 0);
+    note_lost(exec);
 }
 
 /* ---- ending ---------------------------------------------------------------------------------- */
@@ -201,6 +205,15 @@ static void main_ended(struct exec *exec, int status, const struct rusage *usage
     input_close(exec);
 }
 
+/* Somebody in the box killed the supervisor. START is answered first, in whichever order we hear. */
+static void note_lost(struct exec *exec) {
+    struct rusage none = {0};
+    if (!exec->supervisor_lost || exec->main_exited || exec->state.phase == SUB_PHASE_STARTING)
+        return;
+    exec->state.flags |= SUB_STATE_LOST;
+    main_ended(exec, SIGKILL, &none);
+}
+
 /* Whether there is nothing to wait for any more, or waiting has taken too long. */
 static bool may_finish(struct exec *exec, uint64_t now) {
     uint64_t waited = now - exec->ending_since_ns;
@@ -226,7 +239,7 @@ static void try_finish(struct exec *exec, uint64_t now) {
 
 static void kill_tree(struct exec *exec, uint64_t now) {
     tree_signal(exec, SIGKILL);
-    exec->kill_scan_ns = now; /* without cgroup.kill once is not enough: execs_tick repeats it */
+    exec->kill_scan_ns = now;
     if (exec->ending_since_ns == 0)
         exec->ending_since_ns = now;
 }
@@ -257,12 +270,8 @@ void execs_read_supervisor(struct exec *exec) {
             return;
         if (got != (ssize_t)sizeof report) {
             sub_close_fd(&exec->supervisor_fd);
-            if (!exec->main_exited && exec->state.phase != SUB_PHASE_STARTING) {
-                struct rusage none = {0};
-                exec->state.flags |= SUB_STATE_LOST;
-                main_ended(exec, SIGKILL, &none);
-                tree_kill_strays();
-            }
+            exec->supervisor_lost = !exec->main_exited;
+            note_lost(exec);
             return;
         }
         if (report.kind == 1) {
@@ -286,11 +295,14 @@ void execs_reap(void) {
             if (exec->supervisor_pid == pid) {
                 execs_read_supervisor(exec);
                 exec->supervisor_pid = 0;
+                strays = strays || WIFSIGNALED(status); /* its children are ours now */
             } else if (exec->supervisor_pid == 0 && exec->main_pid == pid && self.cgroup_fd >= 0) {
                 main_ended(exec, status, &usage);
             }
         }
     }
+    /* Again at every death, because the children of a stray come to us when it dies. */
+    strays = strays && tree_kill_strays() > 0;
 }
 
 void execs_forget(struct exec *exec) {
@@ -322,9 +334,10 @@ int execs_tick(void) {
             output_look_again(exec);
             quiet = false;
         }
-        bool killing = (exec->timed_out || exec->killed) && exec->state.phase != SUB_PHASE_EXITED;
-        if (killing && self.cgroup_fd < 0 && exec->supervisor_pid &&
-            now - exec->kill_scan_ns >= KILL_RESCAN)
+        /* cgroup.kill is final; a scan may have missed somebody. The supervisor ends with the last. */
+        bool killing = exec->kill_scan_ns &&
+                       (self.cgroup_fd < 0 ? exec->supervisor_pid != 0 : !exec->main_exited);
+        if (killing && self.cgroup_fd < 0 && now - exec->kill_scan_ns >= KILL_RESCAN)
             kill_tree(exec, now);
         try_finish(exec, now);
         if (look_at_trees && (exec->main_exited || exec->forgotten))
@@ -335,7 +348,7 @@ int execs_tick(void) {
         }
         uint64_t wake = exec->deadline_ns ? exec->deadline_ns : UINT64_MAX;
         bool ending = exec->main_exited && exec->state.phase != SUB_PHASE_EXITED;
-        if ((killing || ending) && !exec->forgotten && now + KILL_RESCAN < wake)
+        if ((killing || ending) && now + KILL_RESCAN < wake)
             wake = now + KILL_RESCAN;
         if (quiet && now + TERMINAL_RELOOK < wake)
             wake = now + TERMINAL_RELOOK;

@@ -86,6 +86,7 @@ struct exec {
     uint8_t dirty;
     bool is_pty;
     bool pty_quiet; /* nobody has the terminal open; not watched until looked at again */
+    bool supervisor_lost;
     bool main_exited, timed_out, killed, cgroup_gone;
     bool forgotten; /* only drains what background processes still write */
 };
@@ -172,7 +173,7 @@ uint32_t tree_count(struct exec *exec);
 /* Every process of the box, with the exec it belongs to. */
 size_t tree_list(struct sub_proc *out, size_t room, bool *truncated);
 uint64_t process_start_ticks(pid_t pid);
-void tree_kill_strays(void);
+size_t tree_kill_strays(void);
 
 /* ---- channel.c ------------------------------------------------------------------------------- */
 

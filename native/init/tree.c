@@ -89,23 +89,29 @@ static size_t scan(struct process *out, size_t room) {
 #define SCAN_MAX 8192
 static struct process table[SCAN_MAX];
 
-/* Marks what is below `root` in `table`; parents may come after their children. */
-static size_t descendants(pid_t root, size_t count, bool *below) {
-    size_t found = 0;
-    memset(below, 0, count * sizeof *below);
-    for (bool grew = true; grew;) {
-        grew = false;
-        for (size_t i = 0; i < count; i++) {
-            bool is = table[i].ppid == root;
-            for (size_t j = 0; !is && j < count; j++)
-                is = below[j] && table[j].pid == table[i].ppid;
-            if (is && !below[i]) {
-                below[i] = grew = true;
-                found++;
-            }
-        }
+static ptrdiff_t index_of(pid_t pid, size_t count) {
+    size_t low = 0, high = count; /* /proc lists pids in ascending order */
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (table[middle].pid < pid)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    return found;
+    return low < count && table[low].pid == pid ? (ptrdiff_t)low : -1;
+}
+
+/* Whether table[at] is below `root`: up the line of parents, which may have a hole (it died). */
+static bool is_below(size_t at, pid_t root, size_t count) {
+    for (size_t steps = 0; steps <= count; steps++) {
+        if (table[at].ppid == root)
+            return true;
+        ptrdiff_t parent = index_of(table[at].ppid, count);
+        if (parent < 0)
+            return false;
+        at = (size_t)parent;
+    }
+    return false;
 }
 
 /* ---- members --------------------------------------------------------------------------------- */
@@ -130,14 +136,12 @@ static uint32_t visit_cgroup(struct exec *exec, visit *each, void *context) {
 }
 
 static uint32_t visit_descendants(struct exec *exec, visit *each, void *context) {
-    static bool below[SCAN_MAX];
     uint32_t living = 0;
     if (!exec->supervisor_pid)
         return 0;
     size_t count = scan(table, SCAN_MAX);
-    descendants(exec->supervisor_pid, count, below);
     for (size_t i = 0; i < count; i++) {
-        if (!below[i] || table[i].state == 'Z')
+        if (table[i].state == 'Z' || !is_below(i, exec->supervisor_pid, count))
             continue;
         living++;
         if (each)
@@ -159,7 +163,24 @@ static void send_signal(pid_t pid, void *context) {
     kill(pid, *(int *)context);
 }
 
+/*
+ * Without cgroup.kill: what is killed makes room for what forks. What is stopped makes none, so stop
+ * until a look finds nobody running, then kill.
+ */
+static int kill_descendants(struct exec *exec) {
+    int stop = SIGSTOP, end = SIGKILL;
+    for (uint32_t before = 0, looks = 0; looks < 32; looks++) {
+        uint32_t now = visit_descendants(exec, send_signal, &stop);
+        if (now == before)
+            break;
+        before = now;
+    }
+    return visit_descendants(exec, send_signal, &end) ? 0 : ESRCH;
+}
+
 int tree_signal(struct exec *exec, int signo) {
+    if (signo == SIGKILL && self.cgroup_fd < 0)
+        return kill_descendants(exec);
     if (signo == SIGKILL && exec->cgroup_fd >= 0) {
         SUB_AUTO_FD fd = openat(exec->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
         if (fd >= 0 && write(fd, "1", 1) == 1)
@@ -169,16 +190,20 @@ int tree_signal(struct exec *exec, int signo) {
 }
 
 /* Orphans of a supervisor that was killed come to us; nobody else's children are ours. */
-void tree_kill_strays(void) {
+size_t tree_kill_strays(void) {
+    size_t killed = 0;
     size_t count = scan(table, SCAN_MAX);
     for (size_t i = 0; i < count; i++) {
         bool known = table[i].ppid != 1;
         struct exec *exec;
         for (uint32_t at = 0; !known && at < execs_high; at++)
             known = (exec = execs_at(at)) && exec->supervisor_pid == table[i].pid;
-        if (!known && table[i].pid > 1)
+        if (!known && table[i].pid > 1) {
             kill(table[i].pid, SIGKILL);
+            killed++;
+        }
     }
+    return killed;
 }
 
 /* ---- listing --------------------------------------------------------------------------------- */

@@ -6,16 +6,43 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from substrate_services.world.backends.base import Box, BoxSpec, MountOp, Overlay, Symlink, Tmpfs
 from substrate_services.world.backends.native import NativeBackend
-from substrate_services.world.init_client import ExecStart, ExecState, InitClient, Started
+from substrate_services.world.init_client import ExecStart, ExecState, InitClient, Rlimit, Started
 from substrate_services.world.output_log import OutputFollower, Stream, read_stream
 
 PATH = b"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+class StartOptions(TypedDict, total=False):
+    """Fields of ExecStart besides the command."""
+
+    env: tuple[bytes, ...]
+    cwd: bytes
+    user: str
+    uid: int
+    gid: int
+    umask: int
+    timeout_s: float
+    output_limit_bytes: int
+    pty: tuple[int, int]
+    stdin: bool
+    builtin: bool
+    no_aslr: bool
+    last_pid: int
+    rlimits: tuple[Rlimit, ...]
+
+
+class BackendOptions(TypedDict, total=False):
+    """Options of NativeBackend."""
+
+    linger_s: int
+    on_world_gone: Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +82,11 @@ def rootless_mounts(directory: Path) -> tuple[MountOp, ...]:
         target = b"/" + name.encode()
         upper, work = layer_dirs(directory, name)
         mounts.append(Overlay(target, (target,), upper, work))
-    for link in ("bin", "sbin", "lib", "lib64"):
-        if os.path.islink(f"/{link}"):
-            mounts.append(Symlink(b"/" + link.encode(), os.fsencode(os.readlink(f"/{link}"))))
+    mounts += [
+        Symlink(link, os.readlink(link))
+        for link in (b"/bin", b"/sbin", b"/lib", b"/lib64")
+        if os.path.islink(link)
+    ]
     mounts.append(Tmpfs(b"/tmp", mode=0o1777))
     return tuple(mounts)
 
@@ -76,8 +105,8 @@ class Guest:
 
     backend: NativeBackend
     box: Box
-    client: InitClient
     directory: Path
+    client: InitClient = field(init=False)
     exits: dict[str, asyncio.Future[ExecState]] = field(default_factory=dict)
     followers: dict[str, OutputFollower] = field(default_factory=dict)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -118,13 +147,17 @@ class Guest:
         finally:
             os.close(fd)
 
-    def command(self, *argv: str | bytes, exec_id: str = "", **options: object) -> ExecStart:
+    def command(
+        self, *argv: str | bytes, exec_id: str = "", **options: Unpack[StartOptions]
+    ) -> ExecStart:
         encoded = tuple(arg if isinstance(arg, bytes) else os.fsencode(arg) for arg in argv)
         options.setdefault("env", (PATH,))
         name = exec_id or f"e{next(self.numbers)}"
-        return ExecStart(name, encoded, **options)  # type: ignore[arg-type]
+        return ExecStart(name, encoded, **options)
 
-    async def run(self, *argv: str | bytes, exec_id: str = "", **options: object) -> Ended:
+    async def run(
+        self, *argv: str | bytes, exec_id: str = "", **options: Unpack[StartOptions]
+    ) -> Ended:
         """Start and wait."""
         start = self.command(*argv, exec_id=exec_id, **options)
         started = await self.start(start)
@@ -139,17 +172,17 @@ class Guest:
         out, err, pty = (read_stream(self.log(exec_id), stream) for stream in Stream)
         return out, err, pty
 
-    async def sh(self, script: str, **options: object) -> Ended:
+    async def sh(self, script: str, **options: Unpack[StartOptions]) -> Ended:
         return await self.run("sh", "-c", script, **options)
 
 
-def make_backend(directory: Path, **options: object) -> NativeBackend:
-    return NativeBackend(directory / "launcher.sock", directory / "launcher", **options)  # type: ignore[arg-type]
+def make_backend(directory: Path, **options: Unpack[BackendOptions]) -> NativeBackend:
+    return NativeBackend(directory / "launcher.sock", directory / "launcher", **options)
 
 
 def talk(backend: NativeBackend, box: Box, directory: Path) -> Guest:
     """A guest for a box; takes the box's channel."""
-    guest = Guest(backend, box, None, directory)  # type: ignore[arg-type]
+    guest = Guest(backend, box, directory)
     guest.client = InitClient(box.channel_fd, on_output=guest.grew, on_exited=guest.exited)
     return guest
 
@@ -162,7 +195,9 @@ def let_go(guest: Guest) -> None:
 
 
 @contextlib.asynccontextmanager
-async def launcher(directory: Path, **options: object) -> AsyncIterator[NativeBackend]:
+async def launcher(
+    directory: Path, **options: Unpack[BackendOptions]
+) -> AsyncIterator[NativeBackend]:
     """A launcher of the test's own, shut down at the end."""
     backend = make_backend(directory, **options)
     await backend.start()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from substrate_services.world.init_client import (
     InitError,
     KillMode,
@@ -22,7 +23,6 @@ from substrate_services.world.init_client import (
     Stage,
     StartFailed,
 )
-
 from tests.native.boxes import (
     PATH,
     box_spec,
@@ -112,9 +112,9 @@ def test_arguments_and_environment_arrive_byte_for_byte(tmp_path: Path) -> None:
             done = await box.run(
                 "sh", "-c", 'printf %s "$*" | wc -c; env | wc -c', "sh", *big, env=env
             )
-            assert [int(n) >= size for n, size in zip(done.out.split(), (10**6, 5 * 10**5))] == [
-                True
-            ] * 2
+            words, variables = (int(count) for count in done.out.split())
+            assert words >= 10**6
+            assert variables >= 5 * 10**5
 
     asyncio.run(scenario())
 
@@ -149,7 +149,7 @@ def test_the_process_is_what_was_asked_for(tmp_path: Path) -> None:
 def test_a_script_without_an_interpreter_line_runs(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with guest(tmp_path) as box:
-            done = await box.sh("printf 'echo \"$1\"' > /s; chmod +x /s")
+            await box.sh("printf 'echo \"$1\"' > /s; chmod +x /s")
             assert (await box.run("/s", "a b")).out == b"a b\n"
 
     asyncio.run(scenario())
@@ -332,7 +332,8 @@ def test_a_fork_bomb_ends_at_the_timeout(tmp_path: Path) -> None:
 def test_signals_reach_whom_they_should(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with guest(tmp_path) as box:
-            script = "trap 'echo main; exit 9' TERM; (trap 'echo child' TERM; echo up; sleep 60 & wait) & wait"
+            child = "(trap 'echo child' TERM; echo up; sleep 60 & wait)"
+            script = f"trap 'echo main; exit 9' TERM; {child} & wait"
             for scope, said in ((Scope.MAIN, b"main\n"), (Scope.TREE, b"child\n")):
                 start = box.command("bash", "-c", script)
                 started = await box.start(start)
@@ -419,7 +420,8 @@ async def main():
     await backend.start()
     box = talk(backend, await backend.create(box_spec(directory)), directory)
     await box.client.connect()
-    script = 'echo before; while [ ! -e /tmp/go ]; do sleep 0.02; done; yes | head -c 300000; exit 7'
+    wait = 'while [ ! -e /tmp/go ]; do sleep 0.02; done'
+    script = f'echo before; {wait}; yes | head -c 300000; exit 7'
     await box.start(box.command('sh', '-c', script, exec_id='lasting', stdin=True))
     await box.until('lasting', b'before')
     print('READY', flush=True)
@@ -606,8 +608,8 @@ def test_the_backend_can_be_used_by_two_loops_in_turn(tmp_path: Path) -> None:
 
     async def second() -> None:
         async with launcher(tmp_path) as backend:
-            assert len(boxes := await backend.adopt()) == 1
-            let_go(talk(backend, boxes[0], tmp_path))
+            (box,) = await backend.adopt()
+            let_go(talk(backend, box, tmp_path))
 
     asyncio.run(first())
     asyncio.run(second())

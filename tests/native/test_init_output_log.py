@@ -1,4 +1,4 @@
-"""Output logs: any offset that is the end of a record is a place to go on; torn tails are normal."""
+"""Output logs: the end of any record is a place to go on from; torn tails are normal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from substrate_services.world.output_log import (
     OutputFollower,
     OutputLogCorrupt,
