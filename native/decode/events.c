@@ -33,7 +33,10 @@ struct writer {
     struct segments *segments;
     const struct options *options;
     struct summary *summary;
-    struct places *places; /* of the image */
+    struct places *places;   /* of the image */
+    struct sub_record *exec; /* the last exec, kept until it is known whether it came back */
+    bool have_exec;
+    uint32_t exec_image;
     struct buffer out;
     struct buffer prefix; /* between "ts" and the operation's name, for the current span */
     struct buffer suffix; /* what ends every line */
@@ -238,7 +241,8 @@ static void prepare_prefix(struct writer *writer, const struct image *image) {
     json_bytes(prefix, options->session, strlen(options->session));
     json_literal(prefix, ",\"trace_id\":");
     json_bytes(prefix, options->trace, strlen(options->trace));
-    write_span(prefix, "span_id", image->span, options);
+    write_span(prefix, "span_id", 0, options); /* the step's */
+    write_span(prefix, "process_span", image->span, options);
     write_span(prefix, "parent_span", parent, options);
     json_literal(prefix, ",\"component\":\"preload\",\"syscall\":\"");
 }
@@ -527,7 +531,8 @@ static void resolve_paths(struct writer *writer, const struct sub_record *record
     }
 }
 
-static void write_record(struct writer *writer, uint32_t index, const struct sub_record *record) {
+static void write_whole_record(struct writer *writer, uint32_t index,
+                               const struct sub_record *record) {
     struct fields fields;
     const struct image *image = &writer->images->list[index];
     parse_fields(record, &fields);
@@ -576,6 +581,38 @@ static void write_record(struct writer *writer, uint32_t index, const struct sub
     write_line(writer, image, record, &fields, &event);
 }
 
+static void settle_exec(struct writer *writer) {
+    if (!writer->have_exec)
+        return;
+    writer->have_exec = false;
+    write_whole_record(writer, writer->exec_image, writer->exec);
+}
+
+/*
+ * An exec is recorded before it happens. It is one event with one outcome: failed when the record
+ * that says so follows, else done, as far as the program could tell.
+ */
+static void write_record(struct writer *writer, uint32_t index, const struct sub_record *record) {
+    bool same = writer->have_exec && writer->exec_image == index;
+    if (record->type == SUB_FAILED && same && writer->exec->tid == record->tid &&
+        writer->exec->sequence == (uint32_t)record->arg[0]) {
+        writer->exec->result = record->result;
+        writer->exec->error = record->error;
+        writer->exec->elapsed_ns = record->elapsed_ns;
+        settle_exec(writer);
+        return;
+    }
+    if (!same || record->type == SUB_EXEC || writer->exec->tid == record->tid)
+        settle_exec(writer);
+    if (record->type == SUB_EXEC) {
+        memcpy(writer->exec, record, record->length);
+        writer->exec_image = index;
+        writer->have_exec = true;
+        return;
+    }
+    write_whole_record(writer, index, record);
+}
+
 /* --- processes -------------------------------------------------------------------------------- */
 
 static void write_process_ids(struct writer *writer, const struct image *image, const char *type) {
@@ -587,7 +624,8 @@ static void write_process_ids(struct writer *writer, const struct image *image, 
     json_bytes(out, options->session, strlen(options->session));
     json_literal(out, ",\"trace_id\":");
     json_bytes(out, options->trace, strlen(options->trace));
-    write_span(out, "span_id", image->span, options);
+    write_span(out, "span_id", 0, options); /* the step's */
+    write_span(out, "process_span", image->span, options);
     write_span(out, "parent_span", parent_span(writer->images, image), options);
     json_literal(out, ",\"component\":\"preload\",\"pid\":");
     json_signed(out, image->self.pid);
@@ -709,6 +747,7 @@ static void write_image(struct writer *writer, uint32_t index) {
         starts[chains] = image->end_segment;
         write_chains(writer, index, starts, chains);
     }
+    settle_exec(writer);
 }
 
 void write_events(struct images *images, struct segments *segments, const struct options *options,
@@ -719,6 +758,7 @@ void write_events(struct images *images, struct segments *segments, const struct
     writer->options = options;
     writer->summary = summary;
     writer->places = places_new();
+    writer->exec = allocate(SUB_RECORD_MAX + sizeof(*writer->exec));
     json_literal(&writer->suffix, ",\"world_id\":");
     json_bytes(&writer->suffix, options->world, strlen(options->world));
     json_literal(&writer->suffix, ",\"source\":\"self_reported\"}\n");

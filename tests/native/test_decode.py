@@ -47,7 +47,8 @@ def test_times_and_ids_come_from_the_caller(segments: Path) -> None:
     assert event["component"] == "preload"
     (process,) = summary.processes
     assert process.start_ns == 5_000_000_007
-    assert event["span_id"] == process.span_id
+    assert event["span_id"] == IDS.span_id  # of the step: what a reader looks for
+    assert event["process_span"] == process.span_id
     assert process.parent_span_id == IDS.span_id
 
 
@@ -230,7 +231,7 @@ def test_programs_say_why_they_cannot_be_covered(tmp_path: Path) -> None:
     assert reason(dynamic) == "set-id program"
 
 
-# --- failures --------------------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------
 
 
 def _failing(monkeypatch: pytest.MonkeyPatch, program: Path, segments: Path) -> DecodeSummary:
@@ -286,7 +287,7 @@ def test_an_error_of_the_sink_reaches_the_caller_and_leaves_no_process(segments:
         os.close(fd)
 
 
-# --- files -----------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 
 def test_segments_of_ended_processes_can_be_removed(tmp_path: Path) -> None:
