@@ -1,7 +1,7 @@
 """What the preload library costs: the start of a program, and one event.
 
-Run ``python benchmarks/bench_preload.py``. Variants take turns in one run, the median of each turn's
-``true`` and the best of the turns is printed, with its ratio to no library at all:
+Run ``python benchmarks/bench_preload.py``. Variants take turns in one run; the median of a turn's
+``true``, the best of the turns, is printed, with its ratio to no library at all:
 
 * ``plain``: no library
 * ``empty``: a library with nothing in it, which is what the loader asks for any

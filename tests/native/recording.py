@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from substrate_services.native_paths import native_path
-from substrate_services.telemetry.decode import DecodeSummary, SpanIds, decode_segments
+from substrate_services.telemetry.decode import (
+    ClockOffsets,
+    DecodeLimits,
+    DecodeSummary,
+    SpanIds,
+    decode_segments,
+)
 from substrate_services.telemetry.segments import SEGMENT_VARIABLE, prepare_directory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +88,14 @@ class Recording:
 
 
 def decode(
-    directory: Path, *, root_pid: int | None = None, watch: Sequence[bytes] = (), **options: Any
+    directory: Path,
+    *,
+    root_pid: int | None = None,
+    root_after_ns: int = 0,
+    watch: Sequence[bytes] = (),
+    max_events: int = 256,
+    offsets: ClockOffsets | None = None,
+    limits: DecodeLimits | None = None,
 ) -> tuple[DecodeSummary, list[Event]]:
     """Decode a directory of segments; every line must be one JSON object."""
     chunks: list[bytes] = []
@@ -93,9 +106,12 @@ def decode(
                 segments_fd=fd,
                 ids=IDS,
                 root_pid=root_pid,
+                root_after_ns=root_after_ns,
                 sink=chunks.append,
                 watch=watch,
-                **options,
+                max_events=max_events,
+                offsets=offsets,
+                limits=limits,
             )
         )
     finally:
@@ -133,7 +149,8 @@ class Recorder:
         env: Mapping[str, str] | None = None,
         library: Path | None = None,
         timeout_s: float = 60,
-        **options: Any,
+        cwd: Path | None = None,
+        stdin: bytes = b"",
     ) -> Recording:
         """Run a command to its end and decode what it and its children wrote."""
         self.clear()
@@ -143,7 +160,8 @@ class Recorder:
             capture_output=True,
             env=self.environment(env, library=library),
             timeout=timeout_s,
-            **options,
+            cwd=cwd,
+            input=stdin,
         )
         return self.read(done.returncode, done.stdout, done.stderr)
 

@@ -8,7 +8,6 @@ import random
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -117,7 +116,7 @@ def _mutate(data: bytes, chance: random.Random) -> bytes:
             case 3:
                 end = at + chance.randrange(64)
                 changed[at:end] = chance.randbytes(end - at)
-            case 4:
+            case _:
                 changed[at : at + 64] = changed[sf.HEADER.size : sf.HEADER.size + 64]
     if chance.random() < 0.2:
         del changed[chance.randrange(len(changed)) :]
@@ -308,9 +307,3 @@ def test_the_decoder_gives_up_its_rights_before_it_reads(segments: Path) -> None
     assert "PR_SET_NO_NEW_PRIVS" in before
     after = "\n".join(calls[filtered:])
     assert not [line for line in after.splitlines() if "mmap(" in line and "ANON" not in line]
-
-
-@pytest.fixture(autouse=True)
-def _no_core_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0:disable_coredump=1")
-    yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.recording import Recorder, Recording
+from tests.native.recording import Recorder, Recording, preload_library
 
 _MUTATIONS = {
     "unlink", "unlinkat", "rmdir", "remove", "rename", "renameat", "renameat2", "mkdir", "mkdirat",
@@ -51,22 +53,20 @@ def _written(recording: Recording, work: Path) -> set[str]:
     }
 
 
-# --- the same output -------------------------------------------------------------------------------
+# --- the same output -----------------------------------------------------------------------------
 
+_PYTHON = """
+import subprocess, os, tempfile
+print(subprocess.run(['sh', '-c', 'echo out; echo err >&2; exit 3'], capture_output=True))
+print(os.popen('echo popen').read(), os.system('exit 2'))
+with tempfile.TemporaryDirectory() as d: print(sorted(os.listdir(d)))
+try: open('/missing')
+except OSError as e: print(e)
+"""
 _PROGRAMS = {
     "bash": ["bash", "-c", 'x=$(ls / | sort); echo "$x"; (cd /; pwd); cat <<< hi; false; echo $?'],
     "dash": ["sh", "-c", "for i in 1 2 3; do echo $i | tr 1-9 a-i; done; ls /missing; exit 4"],
-    "python": [
-        sys.executable,
-        "-c",
-        "import subprocess, os, tempfile, threading\n"
-        "print(subprocess.run(['sh', '-c', 'echo out; echo err >&2; exit 3'],"
-        " capture_output=True))\n"
-        "print(os.popen('echo popen').read(), os.system('exit 2'))\n"
-        "with tempfile.TemporaryDirectory() as d: print(sorted(os.listdir(d)))\n"
-        "try: open('/missing')\n"
-        "except OSError as e: print(e)\n",
-    ],
+    "python": [sys.executable, "-c", _PYTHON],
     "perl": ["perl", "-e", 'print `echo sub`; open(F, "<", "/missing") or print "$!\n"; exit 9'],
     "make": ["make", "-f", "-", "-j2"],
     "node": ["node", "-e", "console.log(require('child_process').execSync('echo hi')+'')"],
@@ -85,7 +85,7 @@ def test_programs_print_and_return_the_same(recorder: Recorder, name: str, work:
     plain = subprocess.run(
         command, check=False, capture_output=True, cwd=work, input=stdin, timeout=60
     )
-    recording = recorder.run(command, cwd=work, input=stdin)
+    recording = recorder.run(command, cwd=work, stdin=stdin)
     assert recording.stderr == plain.stderr
     assert recording.stdout == plain.stdout
     assert recording.returncode == plain.returncode
@@ -123,7 +123,7 @@ def test_a_process_tree_has_its_shape(recorder: Recorder) -> None:
     assert all(p.start_ns <= (p.end_ns or 0) for p in processes.values())
 
 
-# --- exactly their changes -------------------------------------------------------------------------
+# --- exactly their changes -----------------------------------------------------------------------
 
 
 def test_rm_mv_ln_mkdir_and_touch_yield_exactly_their_changes(
@@ -202,10 +202,7 @@ def test_paths_below_descriptors_and_after_chdir_are_absolute(
         for e in recording.calls("open", "open64", "openat", "openat64")
         if "O_CREAT" in e["flags"]
     ]
-    odd = {"b64": "{}"}  # replaced below
     raw = os.fsencode(work) + b"/deep/\xff\xfe"
-    import base64  # noqa: PLC0415
-
     odd = {"b64": base64.b64encode(raw).decode()}
     assert written == [f"{work}/deep/made", f"{work}/deep/er/here", odd]
     moved = recording.calls("renameat", "rename")[-1]
@@ -215,3 +212,39 @@ def test_paths_below_descriptors_and_after_chdir_are_absolute(
         f"{work}/deep",
         f"{work}/deep/er",
     }
+
+
+def test_an_exec_that_fails_is_one_event_with_its_error(recorder: Recorder, work: Path) -> None:
+    code = "import os\ntry: os.execv('/missing', ['a', 'b'])\nexcept FileNotFoundError: pass\n"
+    recording = recorder.run([sys.executable, "-S", "-c", code], cwd=work)
+    (event,) = recording.calls("execv")
+    assert (event["path"], event["argv"], event["error"]) == ("/missing", ["a", "b"], "ENOENT")
+    assert [p.coverage for p in recording.summary.processes] == ["full"]
+
+
+_MUSL_LOADER = Path(f"/lib/ld-musl-{platform.machine()}.so.1")
+
+
+@pytest.mark.skipif(not _MUSL_LOADER.exists(), reason="no musl loader (Debian: musl)")
+def test_musl_programs_are_seen(recorder: Recorder, tmp_path: Path) -> None:
+    source = tmp_path / "musl.c"
+    source.write_text(
+        "#include <fcntl.h>\n#include <sys/wait.h>\n#include <unistd.h>\n"
+        'int main(void) { open("/main", O_RDONLY);\n'
+        'if (fork() == 0) { open("/child", O_RDONLY); _exit(4); }\nwait(0); return 9; }\n'
+    )
+    target = f"{platform.machine()}-linux-musl"
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-O1", "-fno-sanitize=undefined"]
+    program = tmp_path / "musl"
+    subprocess.run(
+        [*compiler, "-target", target, "-dynamic", source, "-o", program],
+        check=True,
+        capture_output=True,
+    )
+    recording = recorder.run([program, "x"], library=preload_library(musl=True))
+    assert recording.returncode == 9
+    assert {"/main", "/child"} <= recording.paths("open")
+    assert [(p.exit_code, p.argv[1:]) for p in recording.summary.processes] == [
+        (9, (b"x",)),
+        (4, (b"x",)),
+    ]

@@ -31,7 +31,12 @@ def recorder(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path / "seg")
 
 
-# --- the library itself ----------------------------------------------------------------------------
+def _program(name: str, directory: Path, *flags: str) -> Path:
+    """Compile native/tests/<name>.c."""
+    return compile_c(ROOT / "native" / "tests" / f"{name}.c", directory / name, *flags)
+
+
+# --- the library itself --------------------------------------------------------------------------
 
 
 def _operations() -> set[str]:
@@ -96,7 +101,7 @@ def test_without_a_segment_directory_nothing_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- processes -------------------------------------------------------------------------------------
+# --- processes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="dash is not installed")
@@ -111,23 +116,7 @@ def test_vfork_in_dash_works_and_its_children_are_seen(recorder: Recorder) -> No
 def test_a_vfork_child_does_not_leave_its_parent_confused(
     recorder: Recorder, tmp_path: Path
 ) -> None:
-    source = """
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(void) {
-    for (int i = 0; i < 200; i++) {
-        int status;
-        pid_t child = vfork();
-        if (child == 0) { open("/child", O_RDONLY); execl("/missing", "x", (char *)0); _exit(5); }
-        if (waitpid(child, &status, 0) != child || WEXITSTATUS(status) != 5) return 1;
-        open("/parent", O_RDONLY);
-    }
-    return 0;
-}
-"""
-    recording = recorder.run([compile_c(source, tmp_path / "vforks")])
+    recording = recorder.run([_program("vforks", tmp_path)])
     assert recording.returncode == 0
     root = recording.summary.processes[0]
     opens = [e for e in recording.calls("open") if e.get("path") in {"/child", "/parent"}]
@@ -139,37 +128,7 @@ int main(void) {
 
 
 def test_forks_in_a_threaded_program_are_all_seen(recorder: Recorder, tmp_path: Path) -> None:
-    source = """
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
-static void *run(void *number) {
-    for (int i = 0; i < 20; i++) {
-        char path[64];
-        pid_t child = fork();
-        if (child == 0) {
-            snprintf(path, sizeof(path), "/child-%ld-%d", (long)number, i);
-            open(path, O_RDONLY);
-            _exit(0);
-        }
-        snprintf(path, sizeof(path), "/parent-%ld-%d", (long)number, i);
-        open(path, O_RDONLY);
-        if (waitpid(child, NULL, 0) != child) abort();
-    }
-    return NULL;
-}
-int main(void) {
-    pthread_t threads[4];
-    for (long i = 0; i < 4; i++) pthread_create(&threads[i], NULL, run, (void *)i);
-    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
-    return 0;
-}
-"""
-    recording = recorder.run([compile_c(source, tmp_path / "forks", "-lpthread")])
+    recording = recorder.run([_program("forks", tmp_path, "-lpthread")])
     assert recording.returncode == 0
     expected = {
         f"/{who}-{t}-{i}" for who in ("child", "parent") for t in range(4) for i in range(20)
@@ -182,26 +141,7 @@ int main(void) {
 
 
 def test_short_threads_share_segments(recorder: Recorder, tmp_path: Path) -> None:
-    source = """
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdio.h>
-static void *run(void *number) {
-    char path[64];
-    snprintf(path, sizeof(path), "/thread-%ld", (long)number);
-    open(path, O_RDONLY);
-    return NULL;
-}
-int main(void) {
-    for (long i = 0; i < 300; i++) {
-        pthread_t thread;
-        pthread_create(&thread, NULL, run, (void *)i);
-        pthread_join(thread, NULL);
-    }
-    return 0;
-}
-"""
-    recording = recorder.run([compile_c(source, tmp_path / "threads", "-lpthread")])
+    recording = recorder.run([_program("threads", tmp_path, "-lpthread")])
     assert {f"/thread-{i}" for i in range(300)} <= recording.paths("open")
     chains = {SegmentName.parse(s.name).chain for s in recording.summary.segments}  # type: ignore[union-attr]
     assert chains == {0, 1}  # the main thread's and one that all others carried on
@@ -221,16 +161,7 @@ def test_exec_numbers_follow_a_process_through_execs(recorder: Recorder) -> None
 
 
 def test_events_survive_sigkill(recorder: Recorder, tmp_path: Path) -> None:
-    source = """
-#include <fcntl.h>
-#include <signal.h>
-#include <unistd.h>
-int main(void) {
-    for (int i = 0; i < 1000; i++) open("/before", O_RDONLY);
-    kill(getpid(), SIGKILL);
-}
-"""
-    recording = recorder.run([compile_c(source, tmp_path / "killed")])
+    recording = recorder.run([_program("killed", tmp_path)])
     assert recording.returncode == -signal.SIGKILL
     assert len(recording.calls("open")) == 1000
     assert recording.summary.lost == recording.summary.torn == 0
@@ -242,7 +173,7 @@ def test_a_parent_tells_how_its_child_was_killed(recorder: Recorder) -> None:
     assert outcomes == {(None, 9), (6, None)}
 
 
-# --- surroundings ----------------------------------------------------------------------------------
+# --- surroundings --------------------------------------------------------------------------------
 
 
 def test_a_program_may_close_every_descriptor(recorder: Recorder) -> None:
@@ -257,29 +188,7 @@ def test_a_program_may_close_every_descriptor(recorder: Recorder) -> None:
 
 
 def test_a_signal_handler_may_do_what_it_likes(recorder: Recorder, tmp_path: Path) -> None:
-    source = """
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdio.h>
-#include <sys/time.h>
-static volatile long handled;
-static void handler(int number) { int e = errno; open("/handler", O_RDONLY); handled++; errno = e; }
-int main(void) {
-    struct itimerval timer = {{0, 100}, {0, 100}};
-    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
-    sigaction(SIGALRM, &action, NULL);
-    setitimer(ITIMER_REAL, &timer, NULL);
-    for (int i = 0; i < 100000; i++)
-        if (open("/main", O_RDONLY) != -1 || errno != ENOENT) return 1;
-    timer.it_value.tv_usec = timer.it_interval.tv_usec = 0;
-    setitimer(ITIMER_REAL, &timer, NULL);
-    printf("%ld\\n", handled);
-    return 0;
-}
-"""
-    recording = recorder.run([compile_c(source, tmp_path / "signals")])
+    recording = recorder.run([_program("signals", tmp_path)])
     assert recording.returncode == 0
     handled = int(recording.stdout)
     seen = [e["path"] for e in recording.calls("open")]
@@ -292,27 +201,7 @@ int main(void) {
 def test_a_malloc_that_opens_a_file_does_not_wait_for_itself(
     recorder: Recorder, tmp_path: Path
 ) -> None:
-    allocator = """
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stddef.h>
-#include <unistd.h>
-static char heap[1 << 26]; static size_t used; static int ready;
-void *malloc(size_t n) {
-    if (!ready) { ready = -1; int fd = open("/proc/self/maps", O_RDONLY); if (fd >= 0) close(fd); ready = 1; }
-    size_t at = __atomic_fetch_add(&used, (n + 31) & ~15ul, __ATOMIC_RELAXED);
-    if (at + n + 16 > sizeof(heap)) return 0;
-    *(size_t *)(heap + at) = n;
-    return heap + at + 16;
-}
-void free(void *p) { (void)p; }
-void *calloc(size_t a, size_t b) { return malloc(a * b); }
-void *realloc(void *p, size_t n) {
-    char *q = malloc(n); if (p && q) { size_t o = *(size_t *)((char *)p - 16);
-    for (size_t i = 0; i < (o < n ? o : n); i++) q[i] = ((char *)p)[i]; } return q;
-}
-"""
-    library = compile_c(allocator, tmp_path / "alloc.so", "-shared", "-fPIC")
+    library = _program("allocator", tmp_path, "-shared", "-fPIC")
     recording = recorder.run(
         ["ls", "/"], env={"LD_PRELOAD": f"{preload_library()} {library}"}, timeout_s=20
     )
@@ -323,34 +212,9 @@ void *realloc(void *p, size_t n) {
 def test_a_seccomp_filter_of_the_program_meets_no_system_call_of_ours(
     recorder: Recorder, tmp_path: Path
 ) -> None:
-    source = """
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <stddef.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#define ALLOW(n) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, n, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
-int main(int argc, char **argv) {
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        ALLOW(SYS_openat), ALLOW(SYS_close), ALLOW(SYS_exit_group), ALLOW(SYS_write),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)};
-    struct sock_fprog filter = {sizeof(code) / sizeof(code[0]), code};
-    int directory = open("/", O_RDONLY | O_DIRECTORY);
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    if (argc > 1) syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter);
-    else prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
-    for (int i = 0; i < 2000; i++) { open("/quiet", O_RDONLY); openat(directory, "below", O_RDONLY); }
-    _exit(8);
-}
-"""
-    program = compile_c(source, tmp_path / "filtered")
-    for arguments in ([program], [program, "syscall"]):
-        recording = recorder.run(arguments)
+    program = _program("filtered", tmp_path)
+    for way in ("prctl", "syscall"):
+        recording = recorder.run([program, way])
         assert recording.returncode == 8
         opens = [e for e in recording.calls("open") if e.get("path") == "/quiet"]
         assert opens
@@ -360,19 +224,7 @@ int main(int argc, char **argv) {
 
 
 def test_a_mode_is_passed_on_with_o_tmpfile(recorder: Recorder, tmp_path: Path) -> None:
-    source = """
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
-int main(void) {
-    struct stat status;
-    fstat(open("/tmp", O_TMPFILE | O_RDWR, 0640), &status);
-    printf("%o\\n", status.st_mode & 0777);
-    return 0;
-}
-"""
-    recording = recorder.run([compile_c(source, tmp_path / "mode")])
+    recording = recorder.run([_program("mode", tmp_path)])
     assert recording.stdout == b"640\n"
 
 
@@ -391,7 +243,7 @@ def test_a_descriptor_limit_kills_nobody(recorder: Recorder) -> None:
         ["/bin/true"],
         env=recorder.environment({"LD_PRELOAD": ""}),
         check=False,
-        preexec_fn=low,  # noqa: PLW1509 (one thread, before exec)
+        preexec_fn=low,
         timeout=20,
     )
     plain = done.returncode
@@ -399,7 +251,7 @@ def test_a_descriptor_limit_kills_nobody(recorder: Recorder) -> None:
         ["/bin/true"],
         env=recorder.environment(),
         check=False,
-        preexec_fn=low,  # noqa: PLW1509
+        preexec_fn=low,
         timeout=20,
     )
     assert done.returncode == plain
@@ -407,16 +259,7 @@ def test_a_descriptor_limit_kills_nobody(recorder: Recorder) -> None:
 
 @pytest.mark.root
 def test_a_full_segment_file_system_costs_events_not_programs(tmp_path: Path) -> None:
-    source = """
-#include <fcntl.h>
-#include <stdio.h>
-int main(void) {
-    for (int i = 0; i < 20000; i++) open("/full", O_RDONLY);
-    puts("done");
-    return 4;
-}
-"""
-    program = compile_c(source, tmp_path / "full")
+    program = _program("full", tmp_path)
     with small_file_system("128k") as directory:
         recorder = Recorder(directory)
         recording = recorder.run(["sh", "-c", f"{program}; {program}; exit 4"])

@@ -62,8 +62,10 @@ def coverage_of(
         reasons.append(f"{_shown(root.argv, root.exe)} (pid {root.pid}): {why}")
     reasons += _uncovered(summary.processes, open_program)
     reasons += _losses(summary)
+    if summary.processes_covered == 0 and not reasons:
+        reasons.append("no process said hello")
     state: CoverageState = "partial" if reasons else "full"
-    if root_missing and summary.processes_covered == 0:
+    if summary.processes_covered == 0:
         state = "none"
     return Coverage(
         state=state,
