@@ -6,7 +6,9 @@ allow-list home), then what is shown again on top of those, then the masks.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from substrate_services.world.backends.base import (
     Symlink,
     Tmpfs,
 )
-from substrate_services.world.base_mounts import BaseMount, is_below
+from substrate_services.world.base_mounts import BaseMount, is_below, mount_points
 from substrate_services.world.layers import Layer
 from substrate_services.world.profile import (
     HOME_GIT_CONFIG,
@@ -38,7 +40,6 @@ RUNTIME = b"/run"
 PRELOAD_DIR = b"/run/substrate/lib"
 PRELOAD_LIBRARY = PRELOAD_DIR + b"/libsubstrate_preload.so"
 SEGMENTS = b"/run/substrate/seg"
-_OWN_MOUNTS = (b"proc", b"sys", b"dev", b"run", b"lost+found")
 _OWN_ROOTS = (b"/proc", b"/sys", b"/dev", RUNTIME)
 
 
@@ -101,6 +102,7 @@ class _Builder:
         self._emptied = _emptied_homes(self._home, request.login_home)
         self._covers = (TMP, self._home, *self._emptied)
         self._shown = self._what_shows_through()
+        self._points = mount_points() if request.per_directory else ()
 
     def _what_shows_through(self) -> tuple[bytes, ...]:
         project = self._request.project
@@ -120,23 +122,23 @@ class _Builder:
     def base_overlays(self) -> None:
         request = self._request
         if request.per_directory:
-            self._top_level_overlays()
-        else:
-            layer = self._add_overlay("root", b"/", b"/")
-            upper = Path(os.fsdecode(layer.upper))
-            for path in (TMP, RUNTIME, *self._covers):
-                if not os.path.isdir(path) and not is_below(path, self._fillable(path)):
-                    self._make_mirrored(upper, path)
-            self._write_ld_preload(upper / "etc")
-            _copy_attributes(b"/", upper)
-        for index, mount in enumerate(request.base):
+            self._overlay_below(b"/")
+            return
+        layer = self._add_overlay("root", b"/", b"/")
+        upper = Path(os.fsdecode(layer.upper))
+        for path in (TMP, RUNTIME, *self._covers):
+            if not os.path.isdir(path) and not is_below(path, self._fillable(path)):
+                self._make_mirrored(upper, path)
+        self._write_ld_preload(upper / "etc")
+        _copy_attributes(b"/", upper)
+        for mount in request.base:
             path = mount.mount_point
             if path == b"/" or is_below(path, (request.substrate_home,)):
                 continue
             if is_below(path, self._covers) and not is_below(path, self._shown):
                 continue
             if mount.is_dir:
-                self._add_overlay(f"mount-{index}", path, path)
+                self._add_overlay(_layer_id("mount", path), path, path)
             elif os.path.isfile(path):
                 self._ops.append(Bind(path, path))
 
@@ -144,21 +146,50 @@ class _Builder:
         """Covers, other than ``path`` itself, in which a mount point can be made later."""
         return tuple(cover for cover in self._covers if cover != path)
 
-    def _top_level_overlays(self) -> None:
-        self._ops.append(Tmpfs(b"/", size_bytes=1 << 20))
-        on_mounts = {mount.mount_point for mount in self._request.base}
-        with os.scandir(b"/") as entries:
+    def _overlay_below(self, directory: bytes) -> None:
+        """Overlay what is in ``directory``, going down where other mounts lie below.
+
+        A user namespace gets its mounts locked together, and the kernel refuses a locked tree as
+        a lower layer (EINVAL). So a directory with mounts below becomes a tmpfs, and what is in
+        it is overlaid by itself.
+        """
+        self._ops.append(Tmpfs(directory, size_bytes=1 << 20))
+        with os.scandir(directory) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
-            path = os.path.join(b"/", entry.name)
-            if entry.name in _OWN_MOUNTS or path in self._covers:
+            path = os.path.join(directory, entry.name)
+            if self._is_not_wanted(path):
                 continue
             if entry.is_symlink():
-                self._ops.append(Symlink(path, os.readlink(entry.path)))
-            elif entry.is_dir() and path not in on_mounts and os.access(path, os.R_OK | os.X_OK):
-                layer = self._add_overlay(f"top-{os.fsdecode(entry.name)}", path, path)
-                if path == b"/etc":
-                    self._write_ld_preload(Path(os.fsdecode(layer.upper)))
+                self._ops.append(Symlink(path, os.readlink(path)))
+            elif not entry.is_dir():
+                self._ops.append(Bind(path, path))
+            elif not os.access(path, os.R_OK | os.X_OK):
+                continue
+            elif any(path != point and is_below(point, (path,)) for point in self._points):
+                self._overlay_below(path)
+            else:
+                self._add_overlay(_layer_id("top", path), path, path)
+        if directory == b"/":
+            self._write_ld_preload_of_its_own()
+
+    def _is_not_wanted(self, path: bytes) -> bool:
+        if is_below(path, (*_OWN_ROOTS, b"/lost+found")):
+            return True
+        covered = is_below(path, self._covers)
+        return covered and not any(
+            is_below(shown, (path,)) or is_below(path, (shown,)) for shown in self._shown
+        )
+
+    def _write_ld_preload_of_its_own(self) -> None:
+        etc = [layer for layer in self._layers if layer.mount_point == b"/etc"]
+        if etc:
+            self._write_ld_preload(Path(os.fsdecode(etc[0].upper)))
+            return
+        fixture = self._fixtures / "etc"
+        fixture.mkdir(parents=True, exist_ok=True)
+        self._write_ld_preload(fixture)
+        self._ops.append(Bind(b"/etc/ld.so.preload", os.fsencode(fixture / "ld.so.preload")))
 
     def _write_ld_preload(self, etc: Path) -> None:
         """The loader reads /etc/ld.so.preload in every dynamic program (ld.so(8)).
@@ -264,6 +295,14 @@ class _Builder:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
         return path
+
+
+def _layer_id(kind: str, path: bytes) -> str:
+    """A name for the layer at ``path``: the same on every host, and a file name."""
+    name = path.strip(b"/").replace(b"/", b"-")
+    if len(name) > 80 or not re.fullmatch(rb"[A-Za-z0-9_.+-]+", name):
+        name = hashlib.blake2b(path, digest_size=8).hexdigest().encode()
+    return f"{kind}-{name.decode()}"
 
 
 def _emptied_homes(home: bytes, login_home: bytes) -> tuple[bytes, ...]:

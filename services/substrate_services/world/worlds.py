@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import FileFingerprint
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
-from substrate_services.world.backends.base import Backend, Box, BoxSpec
+from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
 from substrate_services.world.ids import new_id, new_trace_id
 from substrate_services.world.init_client import ExecState, InitClient, InitGone
@@ -257,6 +258,9 @@ class Worlds:
             world = await self._attach(state, directory, prepared.layout, prepared.tree, box)
             world.missing = prepared.missing
             await asyncio.to_thread(world.save)
+        except BackendError as error:
+            await asyncio.shield(self._discard(world_id, directory, box))
+            raise ServiceError("WORLD_NOT_MADE", f"the world could not be made: {error}") from error
         except BaseException:
             await asyncio.shield(self._discard(world_id, directory, box))
             raise
@@ -518,15 +522,17 @@ class _Prepared:
 
 def remove_tree(directory: Path) -> None:
     """Remove a world's directory; overlays leave directories behind that nobody may enter."""
-
-    def open_and_retry(function: Callable[[str], object], path: str, _error: object) -> None:
-        for part in (os.path.dirname(path), path):
-            if os.path.isdir(part) and not os.path.islink(part):
-                os.chmod(part, stat.S_IRWXU)
-        function(path)
-
-    if directory.exists():
-        shutil.rmtree(directory, onerror=open_and_retry)
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            shutil.rmtree(directory)
+        except PermissionError:
+            os.chmod(directory, stat.S_IRWXU)
+            for parent, names, _files in os.walk(directory):
+                for name in names:
+                    path = os.path.join(parent, name)
+                    if not os.path.islink(path):
+                        os.chmod(path, stat.S_IRWXU)
+            shutil.rmtree(directory)
 
 
 def _refuse_what_is_not_built(request: WorldRequest) -> None:
