@@ -17,6 +17,7 @@ from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.replay.compare import CompareOptions, compare, describe_exit
 from substrate_services.replay.engines.base import CannotRestore, Engine, MissingPath
+from substrate_services.replay.lookups import files_looked_up
 from substrate_services.replay.observed import Observed, observe
 from substrate_services.replay.report import (
     Missing,
@@ -164,7 +165,16 @@ class Runner:
         )
 
     def _observe(self, record: SpanRecord) -> Observed:
-        return observe(record, self._store, changes=self._all_changes(record), host_name=_HOST_NAME)
+        files = files_looked_up(self._store, record.events_digest)
+        return observe(
+            record,
+            self._store,
+            changes=self._all_changes(record),
+            files_read=files,
+            endpoints=record.hosts,
+            opened=(entry.path for entry in files or ()),
+            host_name=_HOST_NAME,
+        )
 
     def _all_changes(self, record: SpanRecord) -> tuple[Change, ...] | None:
         """All changes of a step; None where only those in the line are left."""
