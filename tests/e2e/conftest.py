@@ -1,0 +1,7 @@
+"""The users of these tests."""
+
+from __future__ import annotations
+
+from tests.user_fixtures import lone_user, user
+
+__all__ = ["lone_user", "user"]
