@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 import grpc
 import grpc.aio
@@ -27,6 +28,8 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
     worlds_pb2,
 )
 
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
 WORLD_ID = "wld_canned"
 
 
@@ -40,15 +43,22 @@ class Script:
         not_built: RPC names that are answered with NOT_BUILT.
         output: what a command writes: (stream, bytes).
         reads_stdin: the command echoes its standard input.
-        hold: commands stay running until this is set.
+        hold: commands stay running until a signal comes,
+        hold_for: or this one, where it is not empty.
     """
 
     cut_after: list[int] = field(default_factory=list)
     refuse: dict[str, int] = field(default_factory=dict)
     not_built: set[str] = field(default_factory=set)
-    output: list[tuple[int, bytes]] = field(default_factory=lambda: [(1, b"out\n"), (2, b"err\n")])
+    output: list[tuple[execs_pb2.OutputStream.ValueType, bytes]] = field(
+        default_factory=lambda: [
+            (execs_pb2.OUTPUT_STREAM_STDOUT, b"out\n"),
+            (execs_pb2.OUTPUT_STREAM_STDERR, b"err\n"),
+        ]
+    )
     reads_stdin: bool = False
     hold: bool = False
+    hold_for: str = ""
     exit_code: int = 0
 
 
@@ -64,9 +74,10 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         self.stdin = b""
         self.stdin_eof = asyncio.Event()
         self.released = asyncio.Event()
+        self.signalled: SimpleQueue[str] = SimpleQueue()
         self.execs: dict[str, execs_pb2.StartExecRequest] = {}
 
-    async def _note(self, name: str, request: object, context: grpc.aio.ServicerContext) -> None:
+    async def _note(self, name: str, request: object, context: Context) -> None:
         self.calls.append(name)
         self.requests.append(request)
         if self.script.refuse.get(name, 0) > 0:
@@ -76,7 +87,7 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
             await abort(context, grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT", f"{name}: not built")
 
     async def CreateWorld(  # noqa: N802 # gRPC's name
-        self, request: worlds_pb2.CreateWorldRequest, context: grpc.aio.ServicerContext
+        self, request: worlds_pb2.CreateWorldRequest, context: Context
     ) -> worlds_pb2.CreateWorldResponse:
         await self._note("CreateWorld", request, context)
         return worlds_pb2.CreateWorldResponse(
@@ -92,7 +103,7 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         )
 
     async def GetWorld(  # noqa: N802 # gRPC's name
-        self, request: worlds_pb2.GetWorldRequest, context: grpc.aio.ServicerContext
+        self, request: worlds_pb2.GetWorldRequest, context: Context
     ) -> worlds_pb2.GetWorldResponse:
         await self._note("GetWorld", request, context)
         if request.world_id != WORLD_ID:
@@ -103,13 +114,13 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         )
 
     async def RemoveWorld(  # noqa: N802 # gRPC's name
-        self, request: worlds_pb2.RemoveWorldRequest, context: grpc.aio.ServicerContext
+        self, request: worlds_pb2.RemoveWorldRequest, context: Context
     ) -> worlds_pb2.RemoveWorldResponse:
         await self._note("RemoveWorld", request, context)
         return worlds_pb2.RemoveWorldResponse()
 
     async def StartExec(  # noqa: N802 # gRPC's name
-        self, request: execs_pb2.StartExecRequest, context: grpc.aio.ServicerContext
+        self, request: execs_pb2.StartExecRequest, context: Context
     ) -> execs_pb2.StartExecResponse:
         await self._note("StartExec", request, context)
         self.execs[request.exec_id] = request
@@ -140,7 +151,7 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         return execs_pb2.StartExecResponse(exec=made)
 
     async def StreamExec(  # noqa: N802 # gRPC's name
-        self, request: execs_pb2.StreamExecRequest, context: grpc.aio.ServicerContext
+        self, request: execs_pb2.StreamExecRequest, context: Context
     ) -> AsyncIterator[execs_pb2.StreamExecResponse]:
         await self._note("StreamExec", request, context)
         self.offsets.append(request.offset)
@@ -164,11 +175,11 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
             await self.released.wait()
         yield execs_pb2.StreamExecResponse(finished=self._result(request.exec_id))
 
-    async def _output(self) -> list[tuple[int, bytes]]:
+    async def _output(self) -> list[tuple[execs_pb2.OutputStream.ValueType, bytes]]:
         if not self.script.reads_stdin:
             return self.script.output
         await self.stdin_eof.wait()
-        return [(1, self.stdin)]
+        return [(execs_pb2.OUTPUT_STREAM_STDOUT, self.stdin)]
 
     def _result(self, exec_id: str) -> types_pb2.ExecResult:
         killed = self.signals[-1].removeprefix("SIG") if self.signals else ""
@@ -189,7 +200,7 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         )
 
     async def WriteStdin(  # noqa: N802 # gRPC's name
-        self, request: execs_pb2.WriteStdinRequest, context: grpc.aio.ServicerContext
+        self, request: execs_pb2.WriteStdinRequest, context: Context
     ) -> execs_pb2.WriteStdinResponse:
         # As the contract says: by offset, so that what is sent twice is written once.
         fresh = request.data[max(0, len(self.stdin) - request.offset) :]
@@ -200,17 +211,20 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         return execs_pb2.WriteStdinResponse(offset=len(self.stdin))
 
     async def SignalExec(  # noqa: N802 # gRPC's name
-        self, request: execs_pb2.SignalExecRequest, context: grpc.aio.ServicerContext
+        self, request: execs_pb2.SignalExecRequest, context: Context
     ) -> execs_pb2.SignalExecResponse:
         await self._note("SignalExec", request, context)
         self.signals.append(request.signal)
-        self.released.set()
+        name = f"SIG{request.signal.removeprefix('SIG')}"
+        if self.script.hold_for in ("", name):
+            self.released.set()
+        self.signalled.put(name)
         return execs_pb2.SignalExecResponse()
 
     async def WriteFile(  # noqa: N802 # gRPC's name
         self,
         request_iterator: AsyncIterator[files_pb2.WriteFileRequest],
-        context: grpc.aio.ServicerContext,
+        context: Context,
     ) -> files_pb2.WriteFileResponse:
         parts = [part async for part in request_iterator]
         await self._note("WriteFile", parts[0], context)
@@ -220,7 +234,7 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         )
 
     async def ReadFile(  # noqa: N802 # gRPC's name
-        self, request: files_pb2.ReadFileRequest, context: grpc.aio.ServicerContext
+        self, request: files_pb2.ReadFileRequest, context: Context
     ) -> AsyncIterator[files_pb2.ReadFileResponse]:
         await self._note("ReadFile", request, context)
         if request.path == b"missing":
@@ -229,9 +243,7 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
             yield files_pb2.ReadFileResponse(data=b"0123456789"[start : start + 1])
 
 
-async def abort(
-    context: grpc.aio.ServicerContext, code: grpc.StatusCode, reason: str, text: str
-) -> None:
+async def abort(context: Context, code: grpc.StatusCode, reason: str, text: str) -> None:
     """End a call as services of ours do: with ErrorInfo in the status details."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="substrate"))
@@ -246,6 +258,7 @@ class CannedHost:
     def __init__(self, path: str, script: Script | None = None) -> None:
         self.path = path
         self.script = script or Script()
+        self.port = 0
         self._started: Future[CannedWorlds] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
@@ -259,6 +272,10 @@ class CannedHost:
     def worlds(self) -> CannedWorlds:
         return self._started.result()
 
+    def wait_for_signal(self, name: str) -> None:
+        """Wait until this signal came next."""
+        assert self.worlds.signalled.get(timeout=20) == name
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
@@ -266,6 +283,7 @@ class CannedHost:
         worlds = CannedWorlds(self.script)
         world_service_pb2_grpc.add_WorldServiceServicer_to_server(worlds, server)
         server.add_insecure_port(f"unix:{self.path}")
+        self.port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         self._started.set_result(worlds)
         await self._end.wait()
@@ -286,3 +304,4 @@ class CannedHost:
         assert self._end is not None
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(10)
+        assert not self._thread.is_alive(), "the canned host does not end"
