@@ -211,7 +211,7 @@ static int64_t utc_offset(const struct writer *writer, const struct image *image
 static void write_time(const struct writer *writer, struct buffer *out, const struct image *image,
                        uint64_t at_ns) {
     json_literal(out, "{\"ts\":");
-    json_decimal(out, (int64_t)(at_ns + (uint64_t)utc_offset(writer, image)) / 1000, 6);
+    json_timestamp(out, (int64_t)(at_ns + (uint64_t)utc_offset(writer, image)));
 }
 
 static void write_span(struct buffer *out, const char *name, uint64_t span,

@@ -58,6 +58,54 @@ void json_decimal(struct buffer *out, int64_t number, unsigned places) {
     json_raw(out, digits, places);
 }
 
+/* A date from a count of days since 1970-01-01 in the proleptic Gregorian calendar: years are taken
+ * to start in March, so that the leap day is their last, and counted in cycles of 400. */
+static void civil(int64_t days, int64_t *year, unsigned *month, unsigned *day) {
+    int64_t shifted = days + 719468; /* since 0000-03-01 */
+    int64_t cycle = (shifted >= 0 ? shifted : shifted - 146096) / 146097;
+    unsigned in_cycle = (unsigned)(shifted - cycle * 146097);
+    unsigned in_years = (in_cycle - in_cycle / 1460 + in_cycle / 36524 - in_cycle / 146096) / 365;
+    unsigned in_year = in_cycle - (365 * in_years + in_years / 4 - in_years / 100);
+    unsigned shifted_month = (5 * in_year + 2) / 153;
+    *day = in_year - (153 * shifted_month + 2) / 5 + 1;
+    *month = shifted_month < 10 ? shifted_month + 3 : shifted_month - 9;
+    *year = (int64_t)in_years + cycle * 400 + (*month <= 2);
+}
+
+static void put_digits(char *at, uint64_t number, unsigned count) {
+    while (count-- > 0) {
+        at[count] = (char)('0' + number % 10);
+        number /= 10;
+    }
+}
+
+void json_timestamp(struct buffer *out, int64_t ns) {
+    /* Years that need more than four digits have no RFC 3339 form; a clock that says so is wrong. */
+    static const int64_t last_second = 253402300799;
+    static int64_t known_day = -1;
+    static char text[] = "\"0000-00-00T00:00:00.000000Z\"";
+    int64_t seconds = ns >= 0 ? ns / 1000000000 : 0;
+    uint64_t micros = ns >= 0 ? (uint64_t)(ns % 1000000000) / 1000 : 0;
+    if (seconds > last_second)
+        seconds = last_second;
+    int64_t day = seconds / 86400;
+    if (day != known_day) {
+        int64_t year;
+        unsigned month, of_month;
+        civil(day, &year, &month, &of_month);
+        put_digits(text + 1, (uint64_t)year, 4);
+        put_digits(text + 6, month, 2);
+        put_digits(text + 9, of_month, 2);
+        known_day = day;
+    }
+    uint64_t in_day = (uint64_t)(seconds % 86400);
+    put_digits(text + 12, in_day / 3600, 2);
+    put_digits(text + 15, in_day / 60 % 60, 2);
+    put_digits(text + 18, in_day % 60, 2);
+    put_digits(text + 21, micros, 6);
+    json_raw(out, text, sizeof text - 1);
+}
+
 void json_hex(struct buffer *out, uint64_t number, unsigned digits) {
     static const char alphabet[] = "0123456789abcdef";
     char text[16];

@@ -35,6 +35,8 @@ void json_unsigned(struct buffer *out, uint64_t number);
 void json_signed(struct buffer *out, int64_t number);
 /* `number` units of 10^-places, as a decimal fraction. */
 void json_decimal(struct buffer *out, int64_t number, unsigned places);
+/* RFC 3339 in UTC with microseconds, as every "ts" of the journal is; nanoseconds since the epoch. */
+void json_timestamp(struct buffer *out, int64_t ns);
 void json_hex(struct buffer *out, uint64_t number, unsigned digits);
 void json_bytes(struct buffer *out, const char *bytes, size_t length);
 /* A C string that is known to need no escape. */

@@ -39,7 +39,7 @@ def test_times_and_ids_come_from_the_caller(segments: Path) -> None:
     Segment(7, created=5_000_000_000).hello().open(b"/x", at=6_000_000_000).write(segments)
     summary, events = decode(segments, offsets=ClockOffsets(utc_ns=10**18, boot_ns=7))
     event = next(e for e in events if e.get("syscall") == "open")
-    assert event["ts"] == 1_000_000_006.0
+    assert event["ts"] == "2001-09-09T01:46:46.000000Z"
     assert (event["session_id"], event["world_id"]) == (IDS.session_id, IDS.world_id)
     assert event["parent_span"] == IDS.span_id
     assert event["elapsed_us"] == 0.01

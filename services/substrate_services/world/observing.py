@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from substrate_services.journal.codec import SpanStart, timestamp
+from substrate_services.journal.codec import SpanStart
 from substrate_services.journal.jsontypes import JsonObject
 from substrate_services.journal.schema import Coverage
 from substrate_services.objects.store import ObjectStore
@@ -18,6 +18,8 @@ from substrate_services.telemetry.decode import (
     SpanIds,
     decode_segments,
 )
+from substrate_services.telemetry.segments import remove_dead_segments, remove_segments
+from substrate_services.world.backends.base import Box
 from substrate_services.world.ended import Ended
 from substrate_services.world.layers import LowerView
 from substrate_services.world.layout import Layout, layer_of
@@ -68,7 +70,7 @@ class SegmentTelemetry:
         )
         if ended.remaining:
             coverage = _still_running(coverage, ended.remaining)
-        _clear(world.box.segments_fd, summary)
+        _clear(world, world.box, summary)
         return StepTelemetry(
             processes=summary.processes,
             coverage=coverage,
@@ -82,11 +84,7 @@ class SegmentTelemetry:
 
 def _line(event: JsonObject) -> JsonObject:
     # The decoder's lines are programs' testimony; the writer's own fields are not theirs to set.
-    line = {key: value for key, value in event.items() if key not in ("seq", "v")}
-    moment = line.get("ts")
-    if isinstance(moment, float | int):
-        line["ts"] = timestamp(moment)
-    return line
+    return {key: value for key, value in event.items() if key not in ("seq", "v")}
 
 
 def _host(contact: HostContact) -> str:
@@ -106,12 +104,20 @@ def _still_running(coverage: Coverage, remaining: int) -> Coverage:
     )
 
 
-def _clear(segments_fd: int, summary: DecodeSummary) -> None:
+def _clear(world: World, box: Box, summary: DecodeSummary) -> None:
     """Remove what has been read of processes that have ended; the tmpfs is bounded."""
-    for segment in summary.segments:
-        if not segment.open and os.path.basename(segment.name) == segment.name:
-            with contextlib.suppress(OSError):  # a world may remove its own testimony
-                os.unlink(segment.name, dir_fd=segments_fd)
+    remove_segments(
+        box.segments_fd, [segment.name for segment in summary.segments if not segment.open]
+    )
+    if world.running <= 1:
+        # Nobody else's segments wait to be read, so those of killed processes, which could not
+        # say that they ended, go too.
+        with contextlib.suppress(OSError):  # the world is ending
+            proc = os.open(f"/proc/{box.init_pid}/root/proc", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                remove_dead_segments(box.segments_fd, proc)
+            finally:
+                os.close(proc)
 
 
 def _root(start: SpanStart, layout: Layout) -> RootProcess | None:
