@@ -78,9 +78,7 @@ def test_a_summary_of_much() -> None:
             ),
         ),
         changes_total=11,
-        blocked=(
-            Blocked("read /root/.ssh/id_rsa", "profile", "home", "put a copy in the project"),
-        ),
+        blocked=(Blocked("read /root/.ssh/id_rsa", "profile", "home", "copy it to the project"),),
         coverage=Coverage("partial", ("1 static program",), 3, 2),
         decision=Decision("deny", "no-rm", "Do not.", "observe", "pol.yaml:3", enforced=False),
         hosts=tuple(f"h{number}" for number in range(7)),
@@ -103,7 +101,7 @@ def test_a_summary_of_much() -> None:
         "decision  deny (rule no-rm, pol.yaml:3), recorded only: the policy observes: Do not.\n"
         "coverage  partial, 3 processes: 1 static program\n"
         "blocked   read /root/.ssh/id_rsa (profile: home)\n"
-        "          put a copy in the project\n"
+        "          copy it to the project\n"
         "output    cut at the world's limit\n"
         "span      00112233445566aa   replay: substrate replay 00112233445566aa\n"
         "world     wld_x   again: substrate run --in wld_x -- …\n"
