@@ -38,11 +38,34 @@ static void check(int result, uint32_t stage) {
         fail(stage, errno);
 }
 
+static uint64_t ignored_signals;      /* bit signo - 1: not at its default in init */
+static uint64_t surplus_capabilities; /* in init's bounding set, and not for execs */
+static uint64_t root_capabilities;    /* what uid 0 of an exec gets */
+static struct rlimit file_limit;      /* as it was before init raised its own */
+
+/* What every child would find out again; the same for all, since init changes none of it. */
+void child_prepare(const struct rlimit *files) {
+    file_limit = *files;
+    for (int signo = 1; signo < 65; signo++) {
+        uint64_t action[4]; /* struct kernel_sigaction; past libc, which keeps 32 to 34 to itself */
+        if (syscall(SYS_rt_sigaction, signo, NULL, action, 8) == 0 && action[0])
+            ignored_signals |= BIT(signo - 1);
+    }
+    for (int capability = 0; capability <= 63; capability++) {
+        if (prctl(PR_CAPBSET_READ, capability, 0, 0, 0) != 1)
+            continue;
+        if (EXEC_CAPABILITIES & BIT(capability))
+            root_capabilities |= BIT(capability);
+        else
+            surplus_capabilities |= BIT(capability);
+    }
+}
+
 static void reset_signals(void) {
-    /* Past libc, which keeps 32 to 34 to itself; struct kernel_sigaction, all zero: SIG_DFL. */
-    uint64_t plain[4] = {0};
+    uint64_t plain[4] = {0}; /* SIG_DFL */
     for (int signo = 1; signo < 65; signo++)
-        syscall(SYS_rt_sigaction, signo, plain, NULL, 8); /* fails for KILL and STOP: fine */
+        if (ignored_signals & BIT(signo - 1))
+            syscall(SYS_rt_sigaction, signo, plain, NULL, 8);
     sigset_t none;
     sigemptyset(&none);
     check(sigprocmask(SIG_SETMASK, &none, NULL), SUB_STAGE_SETUP);
@@ -69,8 +92,8 @@ static void take_stdio(const struct stdio *stdio, const struct identity *identit
 }
 
 static void set_limits(const struct start *start) {
-    struct rlimit core = {0, 0};
-    check(setrlimit(RLIMIT_CORE, &core), SUB_STAGE_SETUP);
+    /* No core files: init's own limit is 0, and so is everybody's below it. */
+    check(setrlimit(RLIMIT_NOFILE, &file_limit), SUB_STAGE_SETUP);
     for (uint32_t i = 0; i < start->head.rlimit_count; i++) {
         const struct sub_rlimit *wanted = &start->rlimits[i];
         struct rlimit now, limit = {wanted->soft, wanted->hard};
@@ -98,8 +121,7 @@ static int set_capabilities(uint64_t all) {
  */
 static void become(const struct identity *identity) {
     for (int capability = 0; capability <= 63; capability++)
-        if (!(EXEC_CAPABILITIES & BIT(capability)) &&
-            prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
+        if (surplus_capabilities & BIT(capability))
             check(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), SUB_STAGE_SETUP);
     check(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), SUB_STAGE_SETUP);
     check(prctl(PR_SET_SECUREBITS, 0, 0, 0, 0), SUB_STAGE_SETUP);
@@ -111,11 +133,7 @@ static void become(const struct identity *identity) {
         check(setresgid(identity->gid, identity->gid, identity->gid), SUB_STAGE_USER);
         check(setresuid(identity->uid, identity->uid, identity->uid), SUB_STAGE_USER);
     }
-    uint64_t kept = 0;
-    for (int capability = 0; identity->uid == 0 && capability <= 63; capability++)
-        if (EXEC_CAPABILITIES & BIT(capability) && prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
-            kept |= BIT(capability);
-    check(set_capabilities(kept), SUB_STAGE_SETUP);
+    check(set_capabilities(identity->uid == 0 ? root_capabilities : 0), SUB_STAGE_SETUP);
     check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), SUB_STAGE_SETUP);
 }
 

@@ -124,6 +124,7 @@ struct supervisor_report {
 
 /* Fills pid, descriptors; 0 or -1 with errno. */
 int spawn(struct exec *exec, const struct start *start);
+void child_prepare(const struct rlimit *files);
 _Noreturn void child_run(const struct start *start, const struct stdio *stdio, int status_fd);
 _Noreturn void supervisor_run(const struct start *start, const struct stdio *stdio, int status_fd,
                               int report_fd);

@@ -53,17 +53,22 @@ static void shield(void) {
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     prctl(PR_SET_NAME, "substrate-init", 0, 0, 0); /* executed from a memfd, it is named after it */
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    struct rlimit none = {0, 0}, files;
+    struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none);
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; null >= 0 && fd < 3; fd++)
         dup2(null, fd); /* the box's, not the host's that we came with */
     if (null > 2)
         close(null);
+}
+
+static void prepare_children(void) {
+    struct rlimit files = {1024, 4096};
+    getrlimit(RLIMIT_NOFILE, &files);
+    child_prepare(&files);
+    struct rlimit raised = {files.rlim_max, files.rlim_max}; /* some descriptors for each exec */
+    setrlimit(RLIMIT_NOFILE, &raised);
+    seccomp_prepare();
 }
 
 static int open_signals(void) {
@@ -126,9 +131,9 @@ int main(int count, char **arguments) {
     }
     shield();
     learn_self(arguments);
-    seccomp_prepare();
-    set_last_pid(1); /* pids 2.. were the launcher's helpers; the first exec gets 2, always */
     int signals = open_signals();
+    prepare_children();
+    set_last_pid(1); /* pids 2.. were the launcher's helpers; the first exec gets 2, always */
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0 || signals < 0 || loop_watch(signals, WATCH_SIGNALS, 0, EPOLLIN) ||
         loop_watch(self.channel, WATCH_CHANNEL, 0, EPOLLIN))

@@ -361,6 +361,32 @@ static void answer(uint32_t action) {
 #define REFUSE(error) (SECCOMP_RET_ERRNO | (error))
 #define ARGUMENT(index) ((uint32_t)offsetof(struct seccomp_data, args[index])) /* low half */
 
+/* `call` is refused when one of its first `arguments` is `value`; they all have 32 bits. */
+static void emit_refusal(uint32_t call, uint8_t arguments, uint32_t value, uint32_t action) {
+    emit(BPF_JMP | BPF_JEQ | BPF_K, call, 0, (uint8_t)(3 * arguments + 1));
+    for (uint8_t i = 0; i < arguments; i++) {
+        load(ARGUMENT(i));
+        emit(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1);
+        answer(action);
+    }
+    answer(SECCOMP_RET_ALLOW);
+}
+
+/*
+ * Pid 1 is the recorder. The kernel asks for equal ids only before it lets a process change another
+ * one's limits, and a small RLIMIT_FSIZE of init cuts every output log; so nobody may name it, nor
+ * take its id, which root of the box otherwise could.
+ */
+static void emit_recorder(void) {
+    emit_refusal(SYS_prlimit64, 1, 1, REFUSE(EPERM));
+    if (self.single_id)
+        return; /* there its id is everybody's */
+    emit_refusal(SYS_setuid, 1, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(SYS_setfsuid, 1, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(SYS_setreuid, 2, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(SYS_setresuid, 3, (uint32_t)getuid(), REFUSE(EINVAL));
+}
+
 /* Calls whose arguments decide. The accumulator holds the call's number. */
 static void emit_conditional(void) {
     static const uint32_t personalities[] = {0, 8, 0x20000, 0x20008, 0xffffffff};
@@ -440,6 +466,7 @@ void seccomp_prepare(void) {
     emit(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
     answer(SECCOMP_RET_KILL_PROCESS);
     load(offsetof(struct seccomp_data, nr)); /* x32 numbers are above LAST_KNOWN: ENOSYS */
+    emit_recorder();
     emit_conditional();
     emit_search(ranges, count);
 }

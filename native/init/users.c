@@ -130,5 +130,6 @@ int identity_find(const struct start *start, struct identity *identity) {
         if (error)
             return error;
     }
-    return 0;
+    /* Our own is no exec's: with it a command could change what limits us. */
+    return !self.single_id && identity->uid == getuid() ? EINVAL : 0;
 }

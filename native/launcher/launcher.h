@@ -27,12 +27,13 @@ struct fail {
     int32_t error;
     int32_t op;
     char text[512];
-    char hint[384];
 };
 
 /* Fills `fail` (where it is not filled yet) with "<what>: <errno text>". Returns -1. */
 int fail_set(struct fail *fail, int error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* What a person can do about it; "" where nothing is known. */
+const char *fail_hint(const struct fail *fail);
 
 /* ---- config and what the probe found -------------------------------------------------------- */
 

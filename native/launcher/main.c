@@ -7,7 +7,7 @@
  */
 #include "launcher.h"
 
-#include <sched.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 struct config config = {.linger_s = 30, .init_fd = -1, .cgroup_fd = -1};
@@ -148,11 +149,30 @@ static void detach_streams(void) {
         close(null);
 }
 
+/*
+ * uid 0 of a user namespace, or root without CAP_SYS_ADMIN (a container), is an ordinary caller: it
+ * may make user namespaces and what they allow.
+ */
+static bool is_real_root(void) {
+    unsigned inside = 1, outside = 1, count = 0;
+    FILE *map = fopen("/proc/self/uid_map", "re");
+    if (map) {
+        if (fscanf(map, "%u %u %u", &inside, &outside, &count) != 3)
+            count = 0;
+        fclose(map);
+    }
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2] = {0};
+    syscall(SYS_capget, &header, data);
+    return config.uid == 0 && inside == 0 && outside == 0 && count == UINT32_MAX &&
+           data[0].effective & 1u << CAP_SYS_ADMIN;
+}
+
 int main(int count, char **arguments) {
     parse_arguments(count, arguments);
     config.uid = geteuid();
     config.gid = getegid();
-    config.is_root = config.uid == 0;
+    config.is_root = is_real_root();
     umask(022);
     make_state();
     lock_or_leave();

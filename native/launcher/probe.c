@@ -207,6 +207,9 @@ void probe_host(void) {
         if (!try_mapping(false, directory, &plain)) {
             snprintf(text, sizeof text, "worlds cannot be made: %s", plain.text);
             problem(text);
+            size_t used = strlen(config.problems);
+            snprintf(config.problems + used, sizeof config.problems - used, "fix=%s\n",
+                     fail_hint(&plain));
         }
     }
     remove_tree(AT_FDCWD, directory);

@@ -38,39 +38,13 @@ void server_reply(struct connection *to, uint16_t type, uint32_t request, const 
         lose(to);
 }
 
-/* What to do about the refusals that hosts are known for. */
-static const char *hint_for(const struct fail *fail) {
-    bool cloning = strstr(fail->text, "NEWUSER") || strstr(fail->text, "uid_map") ||
-                   strstr(fail->text, "NEWNET") || strstr(fail->text, "private");
-    if (cloning && (fail->error == EPERM || fail->error == EACCES)) {
-        if (access("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", F_OK) == 0)
-            return "AppArmor restricts user namespaces: sudo sysctl -w "
-                   "kernel.apparmor_restrict_unprivileged_userns=0, or install an AppArmor "
-                   "profile that allows userns for substrate-launcher";
-        if (access("/proc/sys/kernel/unprivileged_userns_clone", F_OK) == 0)
-            return "user namespaces are off: sudo sysctl -w kernel.unprivileged_userns_clone=1";
-        return "user namespaces are refused here (in a container: run it with "
-               "--security-opt seccomp=unconfined, or use the docker backend)";
-    }
-    if (cloning && (fail->error == ENOSPC || fail->error == EUSERS))
-        return "namespaces are used up: sudo sysctl -w user.max_user_namespaces=15000 (and the "
-               "other user.max_*_namespaces)";
-    if (strstr(fail->text, "id-mapping") && fail->error == EINVAL)
-        return "this file system cannot be id-mapped (Linux 5.12+ with ext4, xfs, btrfs; tmpfs "
-               "6.3+): keep the layers on another one, or use id_mapping=caller";
-    if (strstr(fail->text, "open_tree") && fail->error == EINVAL)
-        return "a mount lies below that directory and a user namespace cannot leave it behind: "
-               "give each mount an overlay of its own";
-    return "";
-}
-
 void server_reply_fail(struct connection *to, uint32_t request, const struct fail *fail) {
-    uint8_t space[sizeof(struct sub_error) + 8 + sizeof fail->text + sizeof fail->hint];
+    uint8_t space[sizeof(struct sub_error) + 8 + sizeof fail->text + 512];
     struct sub_writer writer = {space, 0, sizeof space, false};
     struct sub_error head = {.error = fail->error, .op = fail->op};
     sub_put(&writer, &head, sizeof head);
     sub_put_string(&writer, fail->text);
-    sub_put_string(&writer, fail->hint[0] ? fail->hint : hint_for(fail));
+    sub_put_string(&writer, fail_hint(fail));
     server_reply(to, SUB_L_ERROR, request, space, writer.used, NULL, 0);
 }
 

@@ -129,6 +129,8 @@ def test_the_process_is_what_was_asked_for(tmp_path: Path) -> None:
                 rlimits=(Rlimit(resource.RLIMIT_NOFILE, 100, 100),),
             )
             assert done.out == b"/usr/lib\n0077\n100\n0\n"
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            assert (await box.sh("ulimit -n")).out == b"%d\n" % soft
             done = await box.sh("id -u; id -g; id -G", user="nobody")
             assert done.out == b"65534\n65534\n65534\n"
             done = await box.sh("id -u; id -g; echo to-err > /dev/stderr", uid=1234, gid=99)

@@ -292,6 +292,22 @@ def test_a_world_exists_once_and_removal_is_idempotent(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_world_whose_maker_gave_up_is_removed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with launcher(tmp_path) as backend:
+            for step in range(8):
+                making = asyncio.create_task(backend.create(box_spec(tmp_path, f"wld_{step}")))
+                for _ in range(step):
+                    await asyncio.sleep(0)
+                making.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await making
+                await backend.remove(f"wld_{step}")
+            assert await backend.adopt() == []
+
+    asyncio.run(scenario())
+
+
 def test_many_worlds_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with launcher(tmp_path) as backend:

@@ -26,10 +26,11 @@ def _as_user() -> list[str]:
 
 def _interpreter() -> str | None:
     """A Python that the user may execute; a root's own pyenv, for one, is closed to others."""
+    probe = "import asyncio, sys; sys.exit(sys.version_info < (3, 11))"
     for candidate in (sys.executable, "/usr/bin/python3"):
-        probe = "import sys; sys.exit(sys.version_info < (3, 11))"
-        done = subprocess.run([*_as_user(), candidate, "-c", probe], check=False, capture_output=True)
-        if done.returncode == 0:
+        # By way of a shell: setpriv itself still has root's capabilities when it executes.
+        command = [*_as_user(), "/bin/sh", "-c", 'exec "$0" -c "$1"', candidate, probe]
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
             return candidate
     return None
 
@@ -51,7 +52,12 @@ def test_boxes_without_root(user_home: Path) -> None:
     if interpreter is None:
         pytest.skip(f"no Python 3.11 that uid {_UID} may execute")
     done = subprocess.run(
-        [*_as_user(), interpreter, str(_ROOT / "tests/native/rootless_scenario.py"), str(user_home)],
+        [
+            *_as_user(),
+            interpreter,
+            str(_ROOT / "tests/native/rootless_scenario.py"),
+            str(user_home),
+        ],
         check=False,
         capture_output=True,
         text=True,
@@ -69,3 +75,44 @@ def test_boxes_without_root(user_home: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line for line in lines if not line.startswith("ok ")] == []
     assert len(lines) == 10
+
+
+_REFUSED = """
+import asyncio, sys
+from pathlib import Path
+from substrate_services.world.backends.base import BackendUnavailable
+from tests.native.boxes import make_backend
+async def main():
+    Path('/proc/sys/user/max_user_namespaces').write_text('0')
+    backend = make_backend(Path(sys.argv[1]), linger_s=0)
+    try:
+        await backend.start()
+    except BackendUnavailable as refusal:
+        print(refusal.fix)
+        print(refusal)
+asyncio.run(main())
+"""
+
+
+def test_a_host_that_refuses_namespaces_is_told_the_fix(user_home: Path) -> None:
+    interpreter = _interpreter()
+    if interpreter is None or shutil.which("unshare") is None:
+        pytest.skip("needs unshare and a Python that an ordinary user may execute")
+    done = subprocess.run(
+        [*_as_user(), "unshare", "-Ur", interpreter, "-c", _REFUSED, str(user_home)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{_ROOT}:{_ROOT / 'services'}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        cwd=user_home,
+    )
+    if "unshare:" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    fix, text = done.stdout.splitlines()
+    assert "sysctl -w user.max_user_namespaces" in fix
+    assert "worlds cannot be made: clone3(NEWNS|NEWUSER): No space left" in text

@@ -189,6 +189,11 @@ class LauncherClient:
         """Kill everything in a box; returns when it is gone. Idempotent."""
         await self._ask(LauncherType.REMOVE, string(world_id.encode()), LauncherType.OK)
 
+    def remove_unseen(self, world_id: str) -> None:
+        """Like :meth:`remove`, without waiting to hear of it."""
+        with contextlib.suppress(WireError):
+            self._connection.send(LauncherType.REMOVE, 0, string(world_id.encode()))
+
     async def shutdown(self) -> None:
         """Remove all boxes and end the launcher."""
         await self._ask(LauncherType.SHUTDOWN, b"", LauncherType.OK)

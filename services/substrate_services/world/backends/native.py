@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +70,8 @@ class NativeBackend:
         unable = [text for text in self._capabilities.problems if "worlds cannot be made" in text]
         if unable:
             await self.close()
-            raise BackendUnavailable(unable[0], _fix_for(unable[0]))
+            fix = next(iter(found.get("fix", [])), "") or "run `substrate doctor`"
+            raise BackendUnavailable(f"{unable[0]}; {fix}", fix)
 
     async def _reach(self) -> tuple[LauncherClient, dict[str, list[str]]]:
         """A launcher that answers: the one that runs, or a new one."""
@@ -104,7 +104,12 @@ class NativeBackend:
         Raises:
             BackendError: the text names the failing operation or call, and what to do.
         """
-        box = await self._launcher().create(spec)
+        client = self._launcher()
+        try:
+            box = await client.create(spec)
+        except asyncio.CancelledError:
+            client.remove_unseen(spec.world_id)  # nobody will ever ask for it
+            raise
         self._known.add(box.world_id)
         return box
 
@@ -174,14 +179,3 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         kill="cgroup.kill" if value("kill") == "cgroup.kill" else "subreaper",
         problems=tuple(found.get("problem", ())),
     )
-
-
-def _fix_for(problem: str) -> str:
-    """The host setting that most often is in the way, where it can be seen."""
-    if "NEWUSER" not in problem and "uid_map" not in problem and "private" not in problem:
-        return "run `substrate doctor`"
-    if os.path.exists("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
-        return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-    if os.path.exists("/proc/sys/kernel/unprivileged_userns_clone"):
-        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
-    return "allow user namespaces: sudo sysctl -w user.max_user_namespaces=15000"
