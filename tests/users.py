@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ from tests.conftest import SUBSTRATE, _end_host, _remove_tree
 Json = dict[str, Any]
 Word = str | bytes
 FoundT = TypeVar("FoundT")
+
+#: A Python that worlds show: the venv's own directory may lie in a home, which they do not.
+PYTHON = os.path.realpath(sys.executable)
 
 _OWN_VARIABLES = (
     "SUBSTRATE_ENDPOINT",

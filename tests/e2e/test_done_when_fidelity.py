@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.users import Json, User
+from tests.users import PYTHON, Json, User
 
 #: Prints every argument and nothing else, each ended by a null byte.
 PRINT = "import os, sys; os.write(1, b''.join(os.fsencode(a) + b'\\0' for a in sys.argv[1:]))"
@@ -52,7 +52,7 @@ def test_an_exit_code_of_a_login_shell_replays(user: User, git_checkout: Path) -
 
 
 def test_arguments_survive_byte_for_byte(user: User, git_checkout: Path) -> None:
-    result = user.run_json("python3", "-c", PRINT, *AWKWARD, cwd=git_checkout)
+    result = user.run_json(PYTHON, "-c", PRINT, *AWKWARD, cwd=git_checkout)
     assert result["exit_code"] == 0, result["stderr"]
     assert raw_of(result) == b"".join(word + b"\0" for word in AWKWARD)
     assert_identical(user, result["span_id"], git_checkout)
@@ -107,14 +107,14 @@ def test_without_standard_input_a_command_sees_its_end(user: User, git_checkout:
 
 def test_binary_output_comes_through_on_both_streams(user: User, git_checkout: Path) -> None:
     script = "import os; os.write(1, bytes(range(256))); os.write(2, bytes(range(255, -1, -1)))"
-    done = user.run("run", "-q", "--", "python3", "-c", script, cwd=git_checkout)
+    done = user.run("run", "-q", "--", PYTHON, "-c", script, cwd=git_checkout)
     assert done.stdout == bytes(range(256))
     assert done.stderr == bytes(range(255, -1, -1))
 
 
 def test_large_output_comes_through_whole(user: User, git_checkout: Path) -> None:
     script = "import sys; sys.stdout.write('0123456789abcde\\n' * 1_000_000)"
-    done = user.run("run", "-q", "--", "python3", "-c", script, cwd=git_checkout)
+    done = user.run("run", "-q", "--", PYTHON, "-c", script, cwd=git_checkout)
     assert hashlib.sha256(done.stdout).digest() == (
         hashlib.sha256(b"0123456789abcde\n" * 1_000_000).digest()
     )
@@ -126,7 +126,7 @@ def test_environment_with_odd_bytes_is_recorded_and_replayed(
     script = "import os; os.write(1, os.environb[b'ODD'] + b'|' + os.environb.get(b'EMPTY', b'?'))"
     odd = b"a\xff b=c\n'\""
     options = (b"--env", b"ODD=" + odd, b"--env", b"EMPTY=")
-    done = user.run("run", "--json", *options, "--", "python3", "-c", script, cwd=git_checkout)
+    done = user.run("run", "--json", *options, "--", PYTHON, "-c", script, cwd=git_checkout)
     assert raw_of(done.json) == odd + b"|"
     assert_identical(user, done.json["span_id"], git_checkout)
 

@@ -16,6 +16,7 @@ from substrate_services.world.profile import Mask
 
 BLOCKED_LIMIT = 64
 INIT_PREFIX = b"/proc/1"
+_EAI_AGAIN = -3  # getaddrinfo(3): no name server answered; a name that is not there is another
 _NETWORK_ERRORS = frozenset({"ENETUNREACH", "EHOSTUNREACH", "EPERM", "EACCES", "ECONNREFUSED"})
 
 
@@ -37,9 +38,10 @@ def explain_blocked(
     """
     found: dict[tuple[str, str], Blocked] = {}
     for event in events:
-        if event.get("error") is None:
-            continue
-        blocked = _of_path(event, layout) or _of_network(event, network)
+        if event.get("error") is not None:
+            blocked = _of_path(event, layout) or _of_connect(event, network)
+        else:
+            blocked = _of_look_up(event, network)
         if blocked is not None:
             found.setdefault((blocked.what, blocked.rule), blocked)
         if len(found) >= BLOCKED_LIMIT:
@@ -63,8 +65,10 @@ def _of_path(event: Mapping[str, object], layout: Layout) -> Blocked | None:
             "init-protected",
             "the world's first process belongs to the recorder; a command can read /proc/self",
         )
-    hidden = is_below(path, layout.covers) and not is_below(path, layout.shown)
-    if hidden and not is_below(path, (TMP,)) and os.path.lexists(path):
+    over = [cover for cover in layout.covers if is_below(path, (cover,))]
+    # A home may itself lie in /tmp; what is hidden by the fresh /tmp alone is nobody's secret.
+    in_home = bool(over) and max(over, key=len) != TMP
+    if in_home and not is_below(path, layout.shown) and os.path.lexists(path):
         return Blocked(
             what,
             "profile",
@@ -80,20 +84,24 @@ def _mask_over(path: bytes, masks: Iterable[Mask]) -> Mask | None:
     return max(over, key=lambda mask: len(mask.path)) if over else None
 
 
-def _of_network(event: Mapping[str, object], network: tuple[str, ...]) -> Blocked | None:
-    if network:
+def _of_connect(event: Mapping[str, object], network: tuple[str, ...]) -> Blocked | None:
+    if network or event.get("syscall") != "connect" or event.get("error") not in _NETWORK_ERRORS:
         return None
-    call = event.get("syscall")
-    if call == "connect" and event.get("error") in _NETWORK_ERRORS:
-        address = event.get("host") or event.get("address")
-        if not isinstance(address, str) or address.startswith("/"):
-            return None
-        if address.startswith("127.") or address == "::1":
-            return None  # the world's own loopback: nobody listens there, nothing was kept away
-        return _no_network(f"connect {address}:{event.get('port', '')}".rstrip(":"))
-    if call == "getaddrinfo":
-        return _no_network(f"resolve {event.get('host') or event.get('name') or '?'}")
-    return None
+    address = event.get("host") or event.get("address")
+    if not isinstance(address, str) or address.startswith("/"):
+        return None
+    if address.startswith("127.") or address == "::1":
+        return None  # the world's own loopback: nobody listens there, nothing was kept away
+    return _no_network(f"connect {address}:{event.get('port', '')}".rstrip(":"))
+
+
+def _of_look_up(event: Mapping[str, object], network: tuple[str, ...]) -> Blocked | None:
+    """A name that could not be resolved; getaddrinfo(3) answers with its own codes, not errno."""
+    if network or event.get("syscall") != "getaddrinfo" or event.get("result") != _EAI_AGAIN:
+        return None
+    args = event.get("args")
+    name = args[0] if isinstance(args, list | tuple) and args else None
+    return _no_network(f"resolve {name}") if isinstance(name, str) else None
 
 
 def _no_network(what: str) -> Blocked:
