@@ -61,7 +61,7 @@ class Overlay:
         return listings
 
     def walk(self, previous: UpperNode | None = None) -> UpperNode:
-        return walk_upper(self.layer, _hash, previous)
+        return walk_upper(self.layer, _keep, previous)
 
     def changes(self, before: UpperNode, after: UpperNode) -> dict[str, str]:
         finder = ChangeFinder((self.layer,), Project(b"/"), _hash)
@@ -74,7 +74,11 @@ class Overlay:
         shutil.rmtree(self.root)
 
 
-def _hash(path: bytes, status: os.stat_result) -> str:
+def _keep(descriptor: int, status: os.stat_result) -> str:
+    return hashlib.sha256(os.pread(descriptor, status.st_size, 0)).hexdigest()
+
+
+def _hash(path: bytes, _status: os.stat_result) -> str:
     return hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from substrate_services.journal.schema import Change, ChangeScope, FileState
@@ -26,6 +26,9 @@ class _View:
         if self.upper is not None:
             return self.upper.kind is not None
         return self.lower is not None
+
+    def unread(self) -> bool:
+        return self.upper is not None and self.upper.unread != ""
 
     def kind(self) -> str:
         if self.upper is not None:
@@ -58,14 +61,20 @@ class ChangeFinder:
         layers: the world's layers.
         project: what has scope ``project``; None when there is none.
         hash_lower: gives the digest of a base file.
+        hidden: says which host paths the world does not show; they are no part of any change.
     """
 
     def __init__(
-        self, layers: tuple[Layer, ...], project: Project | None, hash_lower: HashFile
+        self,
+        layers: tuple[Layer, ...],
+        project: Project | None,
+        hash_lower: HashFile,
+        hidden: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._layers = layers
         self._project = project
         self._hash_lower = hash_lower
+        self._hidden = hidden
 
     def changes(
         self, before: Mapping[str, UpperNode], after: Mapping[str, UpperNode]
@@ -73,42 +82,29 @@ class ChangeFinder:
         """All changes between two walks (layer id → upper root), sorted by path."""
         found: list[Change] = []
         for layer in self._layers:
-            root = LowerView.root(layer)
+            root = LowerView.root(layer, self._hidden)
             old = _View(before.get(layer.layer_id), root)
             new = _View(after[layer.layer_id], root)
-            found.extend(self._compare(layer, root, b"", old, new))
+            found.extend(self._compare(layer, old, new, root))
         return sorted(found, key=lambda change: change.path)
 
-    def _compare(
-        self, layer: Layer, root: LowerView, relative: bytes, old: _View, new: _View
-    ) -> Iterator[Change]:
-        if old.shows_lower_only() and new.shows_lower_only():
-            old_key = old.lower.key if old.lower is not None else None
-            new_key = new.lower.key if new.lower is not None else None
-            if old_key == new_key:
-                return
-        if not old.exists() and not new.exists():
-            return
-        change = self._change(layer.path_in_world(relative), old, new)
-        if change is not None:
-            yield change
-        if old.kind() != "dir" and new.kind() != "dir":
-            return
-        old_below = old.below(root) if old.kind() == "dir" else None
-        new_below = new.below(root) if new.kind() == "dir" else None
-        names = set(old.upper.children if old.upper is not None else ())
-        names |= set(new.upper.children if new.upper is not None else ())
-        if (old_below.key if old_below else None) != (new_below.key if new_below else None):
-            names |= set(old_below.names() if old_below is not None else ())
-            names |= set(new_below.names() if new_below is not None else ())
-        for name in sorted(names):
-            yield from self._compare(
-                layer,
-                root,
-                os.path.join(relative, name),
-                _child(old, old_below, name),
-                _child(new, new_below, name),
-            )
+    def _compare(self, layer: Layer, old: _View, new: _View, root: LowerView) -> Iterator[Change]:
+        # A stack of its own: a world may nest directories deeper than calls may nest here.
+        pending = [(b"", old, new)]
+        while pending:
+            relative, old, new = pending.pop()
+            if old.shows_lower_only() and new.shows_lower_only():
+                old_key = old.lower.key if old.lower is not None else None
+                new_key = new.lower.key if new.lower is not None else None
+                if old_key == new_key:
+                    continue
+            if not old.exists() and not new.exists():
+                continue
+            change = self._change(layer.path_in_world(relative), old, new)
+            if change is not None:
+                yield change
+            for name, old_child, new_child in _pairs_below(old, new, root):
+                pending.append((os.path.join(relative, name), old_child, new_child))
 
     def _change(self, path: bytes, old: _View, new: _View) -> Change | None:
         scope = self._scope(path)
@@ -126,6 +122,9 @@ class ChangeFinder:
         )
         if "file" in (before.kind, after.kind):
             before, after = _both(old, new, self._hash_lower)
+        if old.unread() or new.unread():
+            # Without content to compare, its time of change has to do.
+            same_shape = same_shape and before.mtime_ns == after.mtime_ns
         if not same_shape or before.digest != after.digest:
             return Change(path, "modified", scope, before, after)
         if (before.mode, before.uid, before.gid) != (after.mode, after.uid, after.gid):
@@ -143,6 +142,21 @@ def _both(old: _View, new: _View, hash_file: HashFile | None) -> tuple[FileState
     if before is None or after is None:
         raise AssertionError("only entries that exist on both sides are compared")
     return before, after
+
+
+def _pairs_below(old: _View, new: _View, root: LowerView) -> Iterator[tuple[bytes, _View, _View]]:
+    """What may differ below a directory of both sides, or of one."""
+    if (old.kind() != "dir" and new.kind() != "dir") or old.unread() or new.unread():
+        return
+    old_below = old.below(root) if old.kind() == "dir" else None
+    new_below = new.below(root) if new.kind() == "dir" else None
+    names = set(old.upper.children if old.upper is not None else ())
+    names |= set(new.upper.children if new.upper is not None else ())
+    if (old_below.key if old_below else None) != (new_below.key if new_below else None):
+        names |= set(old_below.names() if old_below is not None else ())
+        names |= set(new_below.names() if new_below is not None else ())
+    for name in sorted(names):
+        yield name, _child(old, old_below, name), _child(new, new_below, name)
 
 
 def _child(view: _View, below: LowerView | None, name: bytes) -> _View:

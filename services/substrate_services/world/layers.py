@@ -12,6 +12,8 @@ answer for it.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -19,8 +21,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from substrate_services.journal.schema import FileKind, FileState
+from substrate_services.objects.errors import ObjectTooLarge
 
+# Of a file of the base, by its path on the host.
 HashFile = Callable[[bytes, os.stat_result], str]
+# Of a file in an upper layer, by a descriptor; raises ObjectTooLarge if it has grown meanwhile.
+KeepFile = Callable[[int, os.stat_result], str]
+
+# What lies deeper in an upper is not looked at: programs can only get there step by step, and the
+# host must be able to name it (PATH_MAX is 4096) below the layer's own directory.
+PATH_LIMIT_BYTES = 3584
+# A file of terabytes costs its maker nothing but would cost the host its reading.
+HOLES_LIMIT_BYTES = 1 << 30
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SYS_OPENAT2 = 437  # on every architecture
+# RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS, _NO_XDEV of linux/openat2.h
+_RESOLVE_BENEATH_AND_NO_LINKS = 0x08 | 0x04 | 0x02 | 0x01
+_ATTEMPTS = 3
+_openat2 = ctypes.CDLL(None, use_errno=True).syscall
+_openat2.argtypes = (
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+)
+_openat2.restype = ctypes.c_long
 _KINDS: dict[int, FileKind] = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "dir",
@@ -71,7 +98,8 @@ Identity = tuple[int, int, int, int]
 class UpperNode:
     """One entry of an upper directory as a walk found it, or as a snapshot kept it.
 
-    ``state`` is what a process in the world sees; None stands for a whiteout.
+    ``state`` is what a process in the world sees; None stands for a whiteout. ``unread`` says why
+    a file has no digest or a directory no children here, though there may be some.
     """
 
     state: FileState | None
@@ -79,11 +107,21 @@ class UpperNode:
     opaque: bool = False
     redirect: bytes | None = None
     children: dict[bytes, UpperNode] = field(default_factory=dict)
+    unread: str = ""
 
     @property
     def kind(self) -> FileKind | None:
         """What it is; None for a whiteout."""
         return self.state.kind if self.state is not None else None
+
+    def all_unread(self) -> Iterator[tuple[bytes, str]]:
+        """What below this directory could not be kept: its path, and why."""
+        pending = [(b"", self)]
+        while pending:
+            path, node = pending.pop()
+            if node.unread:
+                yield path, node.unread
+            pending += [(os.path.join(path, name), child) for name, child in node.children.items()]
 
     def find(self, relative: bytes) -> UpperNode | None:
         """The entry at ``relative`` below this one."""
@@ -97,18 +135,30 @@ class UpperNode:
 class LowerView:
     """What lies below the upper at one path, through all lower directories and their whiteouts."""
 
-    __slots__ = ("_layer", "_paths", "_relative", "_status")
+    __slots__ = ("_hidden", "_layer", "_paths", "_relative", "_status")
 
-    def __init__(self, layer: Layer, relative: bytes, paths: tuple[bytes, ...]) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        relative: bytes,
+        paths: tuple[bytes, ...],
+        hidden: Callable[[bytes], bool] | None,
+    ) -> None:
         self._layer = layer
+        self._hidden = hidden
         self._relative = relative
         self._paths = paths  # directories that merge here, or the one entry that shows
         self._status = os.lstat(paths[0])
 
     @classmethod
-    def root(cls, layer: Layer) -> LowerView:
-        """The view of the layer's root."""
-        return cls(layer, b"", layer.lowers)
+    def root(cls, layer: Layer, hidden: Callable[[bytes], bool] | None = None) -> LowerView:
+        """The view of the layer's root.
+
+        Args:
+            layer: the layer.
+            hidden: says which host paths the world does not show; they are left out here too.
+        """
+        return cls(layer, b"", layer.lowers, hidden)
 
     @property
     def key(self) -> tuple[bytes, ...]:
@@ -137,10 +187,16 @@ class LowerView:
         found: list[bytes] = []
         for directory in self._paths:
             path = os.path.join(directory, name)
+            if self._hidden is not None and self._hidden(path):
+                continue
             try:
                 status = os.lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    continue  # the world made it, below what the base has
+                raise
             if is_whiteout(status):
                 break
             if not stat.S_ISDIR(status.st_mode):
@@ -152,7 +208,8 @@ class LowerView:
                 break
         if not found:
             return None
-        return LowerView(self._layer, os.path.join(self._relative, name), tuple(found))
+        relative = os.path.join(self._relative, name)
+        return LowerView(self._layer, relative, tuple(found), self._hidden)
 
     def lookup(self, relative: bytes) -> LowerView | None:
         """The entry at ``relative`` below this one; symbolic links are not followed."""
@@ -187,59 +244,168 @@ class LowerView:
         return file_state(kind, self._status, digest, target)
 
 
-def walk_upper(layer: Layer, hash_file: HashFile, previous: UpperNode | None = None) -> UpperNode:
+def walk_upper(layer: Layer, keep: KeepFile, previous: UpperNode | None = None) -> UpperNode:
     """Read a layer's whole upper directory: the oracle that faster ways are held against.
+
+    What runs in the world may move things about meanwhile: nothing is reached but what lies in the
+    upper, no link is followed, and nothing is opened but regular files and directories.
 
     Args:
         layer: the layer; it may be mounted, and may change while it is read.
-        hash_file: gives the digest of a regular file.
+        keep: gives the digest of a regular file.
         previous: an earlier walk; the digest of a file whose inode, size, mtime and ctime are
             unchanged is taken from it.
     """
-    root = _node(layer.upper, layer, hash_file, previous)
-    if root is None:
-        raise FileNotFoundError(f"layer {layer.layer_id} has no upper directory")
-    return root
+    return _Walk(layer.upper, layer, keep).run(previous)
 
 
-def walk_directory(directory: bytes, hash_file: HashFile) -> UpperNode:
+def walk_directory(directory: bytes, keep: KeepFile) -> UpperNode:
     """Read a plain directory, of no layer, as :func:`walk_upper` reads an upper."""
-    root = _node(directory, Layer("", b"/", (), Path()), hash_file, None)
-    if root is None:
-        raise FileNotFoundError(f"no directory {os.fsdecode(directory)}")
-    return root
+    return _Walk(directory, Layer("", b"/", (), Path()), keep).run(None)
 
 
-def _node(
-    path: bytes, layer: Layer, hash_file: HashFile, previous: UpperNode | None
-) -> UpperNode | None:
-    try:
-        status = os.lstat(path)
-        if is_whiteout(status):
-            return UpperNode(state=None)
-        kind = kind_of(status.st_mode)
-        digest = target = None
-        identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if kind == "file":
-            if previous is not None and previous.state and previous.identity == identity:
-                digest = previous.state.digest
-            digest = digest or hash_file(path, status)
-        elif kind == "symlink":
-            target = os.readlink(path)
-        node = UpperNode(file_state(kind, status, digest, target), identity)
-        if kind == "dir":
-            node.opaque = is_opaque(path, layer)
-            node.redirect = _xattr(path, layer.xattr("redirect"))
-            with os.scandir(path) as entries:
-                names = sorted(entry.name for entry in entries)
+class _Walk:
+    def __init__(self, directory: bytes, layer: Layer, keep: KeepFile) -> None:
+        self._directory = directory
+        self._layer = layer
+        self._keep = keep
+        self._root_fd = -1
+
+    def run(self, previous: UpperNode | None) -> UpperNode:
+        self._root_fd = os.open(self._directory, _DIRECTORY)
+        try:
+            root = UpperNode(file_state("dir", os.fstat(self._root_fd), None, None))
+            pending = [(b"", root, previous)]
+            while pending:
+                relative, node, before = pending.pop()
+                for name, child in self._fill(relative, node, before):
+                    earlier = before.children.get(name) if before is not None else None
+                    pending.append((os.path.join(relative, name), child, earlier))
+            return root
+        finally:
+            os.close(self._root_fd)
+
+    def _fill(
+        self, relative: bytes, node: UpperNode, before: UpperNode | None
+    ) -> list[tuple[bytes, UpperNode]]:
+        """Read one directory into its node; returns the directories found in it."""
+        try:
+            if len(relative) > PATH_LIMIT_BYTES:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            # From the root each time: a descriptor for each level would be more than there are.
+            fd = open_beneath(self._root_fd, relative or b".", _DIRECTORY)
+        except OSError as error:
+            node.unread = _why_unread(error)
+            return []
+        try:
+            status = os.fstat(fd)
+            node.state = file_state("dir", status, None, None)
+            node.identity = _identity(status)
+            node.opaque = _xattr(fd, self._layer.xattr("opaque")) == b"y"
+            node.redirect = _xattr(fd, self._layer.xattr("redirect"))
+            with os.scandir(fd) as entries:
+                names = sorted(os.fsencode(entry.name) for entry in entries)
+            directories = []
             for name in names:
-                before = previous.children.get(name) if previous is not None else None
-                child = _node(os.path.join(path, name), layer, hash_file, before)
+                child = self._entry(fd, name, before.children.get(name) if before else None)
                 if child is not None:
                     node.children[name] = child
-        return node
-    except FileNotFoundError:
-        return None  # gone since its directory was listed
+                    if child.kind == "dir":
+                        directories.append((name, child))
+            return directories
+        finally:
+            os.close(fd)
+
+    def _entry(self, directory_fd: int, name: bytes, before: UpperNode | None) -> UpperNode | None:
+        """Read one entry; None if it has gone since its directory was listed."""
+        unread = ""
+        status = None
+        for _attempt in range(_ATTEMPTS):
+            try:
+                status = os.lstat(name, dir_fd=directory_fd)
+                if is_whiteout(status):
+                    return UpperNode(state=None)
+                kind = kind_of(status.st_mode)
+                if kind == "file":
+                    return self._file(directory_fd, name, before)
+                target = os.readlink(name, dir_fd=directory_fd) if kind == "symlink" else None
+                return UpperNode(file_state(kind, status, None, target), _identity(status))
+            except FileNotFoundError:
+                return None
+            except (ObjectTooLarge, _Swapped):
+                unread = "it changed while it was read"  # look again
+            except PermissionError as error:
+                unread = _why_unread(error)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ENOTDIR):
+                    raise
+                unread = "it changed while it was read"
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None  # never twice the same
+        state = file_state("file", status, None, None)
+        return UpperNode(state, _identity(status), unread=unread)
+
+    def _file(self, directory_fd: int, name: bytes, before: UpperNode | None) -> UpperNode:
+        # By path only, which opens nothing: a device or FIFO in its place never notices.
+        place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            status = os.fstat(place)
+            if not stat.S_ISREG(status.st_mode):
+                raise _Swapped
+            node = UpperNode(file_state("file", status, None, None), _identity(status))
+            if before is not None and before.kind == "file" and before.identity == node.identity:
+                assert before.state is not None
+                digest, node.unread = before.state.digest, before.unread
+            elif status.st_size - status.st_blocks * 512 > HOLES_LIMIT_BYTES:
+                # Content that nobody has written and everybody would have to read.
+                digest, node.unread = None, "a sparse file with more holes than are worth reading"
+            else:
+                fd = os.open(b"/proc/self/fd/%d" % place, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    digest = self._keep(fd, status)
+                finally:
+                    os.close(fd)
+            node.state = file_state("file", status, digest, None)
+            return node
+        finally:
+            os.close(place)
+
+
+class _Swapped(Exception):
+    """Something else is in the place of what was there a moment ago."""
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(root_fd: int, relative: bytes, flags: int) -> int:
+    """Open a path below a directory, following no link and leaving it in no way (openat2(2)).
+
+    Raises:
+        OSError: ELOOP for a link on the way, EXDEV for a way out.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH_AND_NO_LINKS)
+    fd = int(_openat2(_SYS_OPENAT2, root_fd, relative, ctypes.byref(how), ctypes.sizeof(how)))
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(relative))
+    return fd
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _why_unread(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return "its path is too long"
+    if isinstance(error, PermissionError):
+        return "the host may not read it"
+    if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EAGAIN):
+        return "it changed while it was read"
+    raise error
 
 
 def kind_of(st_mode: int) -> FileKind:
@@ -274,8 +440,10 @@ def is_opaque(path: bytes, layer: Layer) -> bool:
     return _xattr(path, layer.xattr("opaque")) == b"y"
 
 
-def _xattr(path: bytes, name: str) -> bytes | None:
+def _xattr(place: bytes | int, name: str) -> bytes | None:
     try:
-        return os.getxattr(path, name, follow_symlinks=False)
+        if isinstance(place, int):
+            return os.getxattr(place, name)
+        return os.getxattr(place, name, follow_symlinks=False)
     except OSError:  # absent, or the file system has none
         return None

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -322,6 +323,39 @@ def _copy_attributes(source: bytes, target: Path) -> None:
         os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     os.chmod(target, stat.S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def what_is_hidden(layout: Layout) -> Callable[[bytes], bool]:
+    """Says of a path of the base, below one that is not hidden, whether a world never shows it.
+
+    Its masks and covers hide it wherever the world moves what is around them: they are mounts on
+    the entry, not on the name.
+    """
+    masks = {mask.path for mask in layout.masks}
+    # Directories of the base that a cover hides, but on the way to what shows through.
+    on_the_way = {
+        directory
+        for path in layout.shown
+        for cover in layout.covers
+        if is_below(path, (cover,))
+        for directory in _between(cover, path)
+    }
+    seen_through = on_the_way | set(layout.shown)
+    covered = set(layout.covers) | on_the_way
+
+    def is_hidden(path: bytes) -> bool:
+        if path in masks:
+            return True
+        return os.path.dirname(path) in covered and path not in seen_through
+
+    return is_hidden
+
+
+def _between(cover: bytes, path: bytes) -> Iterator[bytes]:
+    """``cover``, and the directories from there to ``path``, without it."""
+    while path != cover:
+        path = os.path.dirname(path)
+        yield path
 
 
 def layer_of(path: bytes, layout: Layout) -> Layer | None:

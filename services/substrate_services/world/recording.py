@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -124,14 +125,20 @@ class Recorder:
         duration_ns = ended.duration_ns
         if duration_ns is None:
             duration_ns = max(0, time.time_ns() - round(attempt.start.start_time * 1e9))
-        output = await asyncio.to_thread(self._keep_output, attempt.directory, ended.message)
-        start = await asyncio.to_thread(self._keep_stdin, attempt.directory, attempt.start)
-        if not ended.never_ran and attempt.effects is None:
-            watch = watch_prefixes(world.layout)
-            attempt.telemetry = await self._telemetry.read(world, start, watch, ended)
-            attempt.effects = await asyncio.to_thread(
-                world.tree.finish_step, attempt.telemetry.reads
-            )
+        # The streams are kept while the decoder runs: neither needs the other.
+        keeping = asyncio.create_task(
+            asyncio.to_thread(self._keep_streams, attempt.directory, attempt.start, ended.message)
+        )
+        try:
+            if not ended.never_ran and attempt.effects is None:
+                watch = watch_prefixes(world.layout)
+                attempt.telemetry = await self._telemetry.read(world, attempt.start, watch, ended)
+                attempt.effects = await asyncio.to_thread(
+                    world.tree.finish_step, attempt.telemetry.reads
+                )
+        finally:
+            await asyncio.wait([keeping])
+        output, start = await keeping
         telemetry, effects = attempt.telemetry, attempt.effects
         record = attempt.queued
         if record is None:
@@ -172,6 +179,12 @@ class Recorder:
         self._journal.append(span_to_line(record))
 
     # -- output --------------------------------------------------------------------------------
+
+    def _keep_streams(
+        self, directory: Path, start: SpanStart, message: bytes
+    ) -> tuple[_Output, SpanStart]:
+        """Keep what went out and what came in; returns the start with its standard input."""
+        return self._keep_output(directory, message), self._keep_stdin(directory, start)
 
     def _keep_output(self, directory: Path, message: bytes) -> _Output:
         """Keep the framed log, and each stream by itself, as objects."""
@@ -227,6 +240,20 @@ class EventSink:
         """Keep what was collected; returns its digest, or None where there was nothing."""
         with self._spool:
             return _put_spool(self._store, self._spool, self._size)
+
+
+def _less_what_is_unread(coverage: Coverage, unread: Sequence[tuple[bytes, str]]) -> Coverage:
+    """The coverage, where content of files that a step left could not be kept."""
+    if not unread:
+        return coverage
+    reasons = (
+        f"the content of {os.fsdecode(path)[:200]} was not kept: {why}" for path, why in unread
+    )
+    return replace(
+        coverage,
+        state="partial" if coverage.state == "full" else coverage.state,
+        reasons=(*coverage.reasons, *reasons),
+    )
 
 
 def _put_spool(store: ObjectStore, spool: IO[bytes], size: int) -> str | None:

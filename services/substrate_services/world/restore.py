@@ -33,6 +33,7 @@ from substrate_services.world.snapshots import (
     get_base,
     get_fingerprints,
     get_snapshot,
+    is_unread,
     materialise,
     read_walk,
     write_object,
@@ -86,6 +87,7 @@ def plan_restore(
     if base.fingerprints is not None:
         fingerprints = get_fingerprints(store, base.fingerprints)
     missing = _missing_mounts(base, mounts)
+    missing += _unread(store, snapshot)
     moved = _has_redirects(store, snapshot)
     walks = {
         layer.mount_point: read_walk(store, layer.root)
@@ -213,6 +215,16 @@ def _has_redirects(store: ObjectStore, snapshot: Snapshot) -> bool:
         if layer.root.digest is not None
         for _path, entry in walk(store, layer.root.digest)
     )
+
+
+def _unread(store: ObjectStore, snapshot: Snapshot) -> list[Missing]:
+    return [
+        Missing(os.path.join(layer.mount_point, path), "the recorder could not keep what was in it")
+        for layer in snapshot.layers
+        if layer.root.digest is not None
+        for path, entry in walk(store, layer.root.digest)
+        if is_unread(entry)
+    ]
 
 
 def _missing_mounts(base: BaseRecord, mounts: tuple[BaseMount, ...]) -> list[Missing]:

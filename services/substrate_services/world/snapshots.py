@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from substrate_services.journal.parts import (
 from substrate_services.journal.schema import FileFingerprint, FileState
 from substrate_services.objects.store import ObjectStore
 from substrate_services.objects.tree import (
-    EntryKind,
     TreeEntry,
     entry_from_json,
     entry_to_json,
@@ -177,18 +176,36 @@ def get_fingerprints(store: ObjectStore, digest: str) -> dict[bytes, FileFingerp
 
 def put_directory(store: ObjectStore, node: UpperNode) -> str:
     """Keep a walked directory; returns the digest of its directory object."""
-    return put_dir(store, [_put_node(store, name, child) for name, child in node.children.items()])
+    return _put_node(store, _ROOT, node).digest or ""
 
 
 def _put_node(store: ObjectStore, name: bytes, node: UpperNode) -> TreeEntry:
+    # A stack of its own: a world may nest directories deeper than calls may nest here.
+    above: list[tuple[bytes, UpperNode, Iterator[tuple[bytes, UpperNode]], list[TreeEntry]]] = []
+    while True:
+        if node.kind == "dir" and not node.unread:
+            above.append((name, node, iter(node.children.items()), []))
+        else:
+            entry = _entry_of(name, node, node.state.digest if node.state is not None else None)
+            if not above:
+                return entry
+            above[-1][3].append(entry)
+        while (following := next(above[-1][2], None)) is None:
+            name, node, _names, entries = above.pop()
+            entry = _entry_of(name, node, put_dir(store, entries))
+            if not above:
+                return entry
+            above[-1][3].append(entry)
+        name, node = following
+
+
+def _entry_of(name: bytes, node: UpperNode, digest: str | None) -> TreeEntry:
     state = node.state
     if state is None:
         return TreeEntry(name, "whiteout")
-    kind: EntryKind = state.kind
-    digest = put_directory(store, node) if kind == "dir" else state.digest
     return TreeEntry(
         name=name,
-        kind=kind,
+        kind=state.kind,
         mode=state.mode,
         uid=state.uid,
         gid=state.gid,
@@ -202,11 +219,28 @@ def _put_node(store: ObjectStore, name: bytes, node: UpperNode) -> TreeEntry:
     )
 
 
+def is_unread(entry: TreeEntry) -> bool:
+    """Whether a snapshot lacks the content of an entry, because it could not be read."""
+    return entry.kind in ("file", "dir") and entry.digest is None
+
+
 def read_walk(store: ObjectStore, entry: TreeEntry) -> UpperNode:
     """The walk that a snapshot was made from, as far as comparing needs it."""
+    root = _node_of(entry)
+    pending = [(root, entry)]
+    while pending:
+        node, directory = pending.pop()
+        if directory.kind == "dir" and directory.digest is not None:
+            for child in get_dir(store, directory.digest):
+                node.children[child.name] = _node_of(child)
+                pending.append((node.children[child.name], child))
+    return root
+
+
+def _node_of(entry: TreeEntry) -> UpperNode:
     if entry.kind == "whiteout":
         return UpperNode(state=None)
-    node = UpperNode(
+    return UpperNode(
         FileState(
             kind=entry.kind,
             mode=entry.mode,
@@ -220,11 +254,8 @@ def read_walk(store: ObjectStore, entry: TreeEntry) -> UpperNode:
         ),
         opaque=entry.opaque,
         redirect=entry.redirect,
+        unread="it was not kept" if is_unread(entry) else "",
     )
-    if entry.kind == "dir" and entry.digest is not None:
-        for child in get_dir(store, entry.digest):
-            node.children[child.name] = read_walk(store, child)
-    return node
 
 
 def materialise(
@@ -244,24 +275,31 @@ def materialise(
         ObjectMissing: content that is not kept.
         OSError: the file system refuses; device nodes need privileges.
     """
-    path = os.fsencode(target)
-    if entry.digest is not None:
+    # Attributes of a directory come after its entries, which change its times.
+    pending = [(os.fsencode(target), entry, False)]
+    while pending:
+        path, entry, is_filled = pending.pop()
+        if is_filled:
+            _set_attributes(path, entry, xattr)
+            continue
+        pending.append((path, entry, True))
+        if entry.digest is None:
+            continue
         for child in get_dir(store, entry.digest):
-            _materialise_entry(store, child, os.path.join(path, child.name), xattr)
-    _set_attributes(path, entry, xattr)
+            below = os.path.join(path, child.name)
+            _make_room(below, child)
+            if child.kind == "dir":
+                os.makedirs(below, exist_ok=True)
+                pending.append((below, child, False))
+            else:
+                _materialise_entry(store, child, below, xattr)
 
 
 def _materialise_entry(
     store: ObjectStore, entry: TreeEntry, path: bytes, xattr: Callable[[str], str]
 ) -> None:
-    _make_room(path, entry)
-    if entry.kind == "dir":
-        os.makedirs(path, exist_ok=True)
-        if entry.digest is not None:
-            for child in get_dir(store, entry.digest):
-                _materialise_entry(store, child, os.path.join(path, child.name), xattr)
-    elif entry.kind == "file":
-        write_object(store, entry.digest or "", path)
+    if entry.kind == "file":
+        write_object(store, entry.digest, path)
     elif entry.kind == "symlink":
         os.symlink(entry.target or b"", path)
     elif entry.kind == "whiteout":
@@ -287,8 +325,11 @@ def _make_room(path: bytes, entry: TreeEntry) -> None:
         shutil.rmtree(path)
 
 
-def write_object(store: ObjectStore, digest: str, path: bytes) -> None:
-    """Write an object's bytes to a new file."""
+def write_object(store: ObjectStore, digest: str | None, path: bytes) -> None:
+    """Write an object's bytes to a new file; an empty one where content was not kept."""
+    if digest is None:
+        os.mknod(path, stat.S_IFREG | 0o600)
+        return
     with store.open(digest) as source, open(path, "xb") as target:
         while chunk := source.read(1 << 20):
             target.write(chunk)

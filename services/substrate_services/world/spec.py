@@ -78,6 +78,11 @@ def save_state(directory: Path, state: WorldState) -> None:
     scratch.replace(directory / _FILE)
 
 
+def forget_state(directory: Path) -> None:
+    """Remove a world's file; there need not be one."""
+    (directory / _FILE).unlink(missing_ok=True)
+
+
 def load_state(directory: Path) -> WorldState:
     """Read the world's file. Raises FileNotFoundError, or LineError where it is damaged."""
     return _from_json(Fields(json.loads((directory / _FILE).read_bytes()), _FILE))

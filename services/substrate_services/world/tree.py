@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from substrate_services.journal.jsontypes import canonical_bytes
@@ -23,7 +25,7 @@ from substrate_services.world.fingerprint import (
 )
 from substrate_services.world.inputs import Inputs, put_inputs
 from substrate_services.world.layers import LowerView, UpperNode, walk_upper
-from substrate_services.world.layout import Layout, layer_of
+from substrate_services.world.layout import Layout, layer_of, what_is_hidden
 from substrate_services.world.snapshots import (
     BaseRecord,
     get_snapshot,
@@ -35,6 +37,8 @@ from substrate_services.world.snapshots import (
 
 # Base files read by one step whose fingerprints are kept.
 INPUT_LIMIT = 20_000
+# Files and directories without content that are named.
+UNREAD_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class StepEffects:
     changes_digest: str
     snapshot_id: str
     inputs_digest: str | None
+    unread: tuple[tuple[bytes, str], ...] = ()  # what could not be kept, and why; the first few
 
 
 class WorldTree:
@@ -70,7 +75,8 @@ class WorldTree:
         self._fingerprints: dict[bytes, FileFingerprint] = {}
         self._pins = Pins({})
         self._base_digest = ""
-        self._finder = ChangeFinder(layout.layers, layout.project, self._hash_lower)
+        self._hidden = what_is_hidden(layout)
+        self._finder = ChangeFinder(layout.layers, layout.project, self._hash_lower, self._hidden)
         self.snapshot_id = ""
 
     # -- life ----------------------------------------------------------------------------------
@@ -138,6 +144,7 @@ class WorldTree:
                 ),
                 snapshot_id=self._put_snapshot(walks),
                 inputs_digest=inputs,
+                unread=tuple(itertools.islice(self._unread(walks), UNREAD_LIMIT)),
             )
             # Only now: where the disk was full before this line, the step can be finished again.
             self._walks = walks
@@ -178,8 +185,14 @@ class WorldTree:
     def _put_snapshot(self, walks: dict[str, UpperNode]) -> str:
         return put_snapshot(self._store, self._base_digest, self._layout.layers, walks)
 
-    def _keep_upper(self, path: bytes, _status: os.stat_result) -> str:
-        return self._store.put_file(path)
+    def _keep_upper(self, descriptor: int, status: os.stat_result) -> str:
+        # No more than it had: a file may grow faster than it can be read.
+        return self._store.put_file(descriptor, limit_bytes=status.st_size)
+
+    def _unread(self, walks: dict[str, UpperNode]) -> Iterator[tuple[bytes, str]]:
+        for layer in self._layout.layers:
+            for path, why in walks[layer.layer_id].all_unread():
+                yield layer.path_in_world(path), why
 
     def _hash_lower(self, path: bytes, status: os.stat_result) -> str:
         """Digest of a base file that a step changed or removed; a patch will want to show it."""
@@ -217,7 +230,7 @@ class WorldTree:
         relative = os.path.relpath(path, layer.mount_point)
         if self._walks[layer.layer_id].find(relative) is not None:
             return None
-        lower = LowerView.root(layer).lookup(relative)
+        lower = LowerView.root(layer, self._hidden).lookup(relative)
         if lower is None or not stat.S_ISREG(lower.status.st_mode):
             return None
         if is_below(lower.host_path, self._leave_out):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import json
 import logging
 import os
 import pwd
-import shutil
 import stat
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -51,6 +50,7 @@ from substrate_services.world.snapshots import (
 from substrate_services.world.spec import (
     WorldSpec,
     WorldState,
+    forget_state,
     load_state,
     save_state,
     world_directory,
@@ -490,8 +490,8 @@ class Worlds:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _keep(self, path: bytes, _status: os.stat_result) -> str:
-        return self._store.put_file(path)
+    def _keep(self, descriptor: int, status: os.stat_result) -> str:
+        return self._store.put_file(descriptor, limit_bytes=status.st_size)
 
     def _log(self, event_type: str, world: World, detail: Mapping[str, JsonValue]) -> None:
         self._journal.append(
@@ -521,18 +521,50 @@ class _Prepared:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a world's directory; overlays leave directories behind that nobody may enter."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            shutil.rmtree(directory)
-        except PermissionError:
-            os.chmod(directory, stat.S_IRWXU)
-            for parent, names, _files in os.walk(directory):
-                for name in names:
-                    path = os.path.join(parent, name)
-                    if not os.path.islink(path):
-                        os.chmod(path, stat.S_IRWXU)
-            shutil.rmtree(directory)
+    """Remove a world's directory, however deep a world has nested what is in it.
+
+    A directory's own directories are moved to the top before it goes, so nothing is reached by a
+    path that could be too long. Overlays leave directories behind that nobody may enter.
+    """
+    # Without its state it is a world that was never finished, if this does not come to its end.
+    forget_state(directory)
+    try:
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        numbers = itertools.count()
+        while names := _empty(top, top, numbers):
+            for name in names:
+                # Its mode must let us in, and a move changes its "..".
+                os.chmod(name, stat.S_IRWXU, dir_fd=top)
+                below = os.open(
+                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
+                )
+                try:
+                    _empty(below, top, numbers)
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    directory.rmdir()
+
+
+def _empty(directory: int, top: int, numbers: Iterator[int]) -> list[str]:
+    """Remove a directory's files and move its directories to the top; names of the top's own."""
+    directories = []
+    with os.scandir(directory) as entries:
+        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_dir in listed:
+        if not is_dir:
+            os.unlink(name, dir_fd=directory)
+        elif directory == top:
+            directories.append(name)
+        else:
+            os.chmod(name, stat.S_IRWXU, dir_fd=directory)
+            os.rename(name, f".removed-{next(numbers)}", src_dir_fd=directory, dst_dir_fd=top)
+    return directories
 
 
 def _refuse_what_is_not_built(request: WorldRequest) -> None:
