@@ -106,6 +106,8 @@ static void lock_or_leave(void) {
     }
 }
 
+static struct stat own_socket;
+
 static int listen_here(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(config.socket_path) >= sizeof address.sun_path) {
@@ -120,7 +122,18 @@ static int listen_here(void) {
         listen(listener, 64))
         die("listen", config.socket_path);
     umask(022);
+    if (lstat(config.socket_path, &own_socket))
+        die("stat", config.socket_path);
     return listener;
+}
+
+/* The name may be another launcher's by now: our state directory, and our lock with it, may have
+ * been removed and made again while we lingered. */
+static void remove_own_socket(void) {
+    struct stat now;
+    if (!lstat(config.socket_path, &now) && now.st_dev == own_socket.st_dev &&
+        now.st_ino == own_socket.st_ino)
+        unlink(config.socket_path);
 }
 
 /* The parent waits for `ready` and leaves; the flock goes on with the child (flock(2)). */
@@ -200,7 +213,7 @@ int main(int count, char **arguments) {
     close(ready);
     detach_streams();
     server_run(listener, signals);
-    unlink(config.socket_path);
+    remove_own_socket();
     cgroup_remove_all();
     return 0;
 }

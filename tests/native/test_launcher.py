@@ -396,6 +396,40 @@ def test_an_idle_launcher_ends(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_an_ending_launcher_leaves_the_socket_of_its_successor(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first = make_backend(tmp_path, linger_s=60)
+        await first.start()
+        await first.close()
+        # A user removed the home while its launcher lingered, and began anew.
+        shutil.rmtree(tmp_path / "launcher")
+        (tmp_path / "launcher.sock").unlink()
+        second = make_backend(tmp_path, linger_s=60)
+        await second.start()
+        os.kill(first.launcher_pid, signal.SIGTERM)
+        await asyncio.to_thread(_wait_gone, first.launcher_pid)
+        again = make_backend(tmp_path)
+        await again.start()
+        assert again.launcher_pid == second.launcher_pid
+        await again.shutdown()
+        await second.close()
+        await again.close()
+
+    asyncio.run(scenario())
+
+
+def _wait_gone(pid: int) -> None:
+    """Return once a process that is not our child has ended."""
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        select.select([watched], [], [], 10)
+    finally:
+        os.close(watched)
+
+
 def test_the_socket_is_the_owners_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with launcher(tmp_path):
