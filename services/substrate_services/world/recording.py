@@ -125,20 +125,18 @@ class Recorder:
         duration_ns = ended.duration_ns
         if duration_ns is None:
             duration_ns = max(0, time.time_ns() - round(attempt.start.start_time * 1e9))
-        # The streams are kept while the decoder runs: neither needs the other.
-        keeping = asyncio.create_task(
-            asyncio.to_thread(self._keep_streams, attempt.directory, attempt.start, ended.message)
-        )
-        try:
-            if not ended.never_ran and attempt.effects is None:
-                watch = watch_prefixes(world.layout)
-                attempt.telemetry = await self._telemetry.read(world, attempt.start, watch, ended)
-                attempt.effects = await asyncio.to_thread(
-                    world.tree.finish_step, attempt.telemetry.reads
-                )
-        finally:
-            await asyncio.wait([keeping])
-        output, start = await keeping
+        output = await asyncio.to_thread(self._keep_output, attempt.directory, ended.message)
+        start = await asyncio.to_thread(self._keep_stdin, attempt.directory, attempt.start)
+        if not ended.never_ran and attempt.effects is None:
+            watch = watch_prefixes(world.layout)
+            attempt.telemetry = await self._telemetry.read(world, start, watch, ended)
+            attempt.effects = await asyncio.to_thread(
+                world.tree.finish_step, attempt.telemetry.reads
+            )
+            attempt.telemetry = replace(
+                attempt.telemetry,
+                coverage=_less_what_is_unread(attempt.telemetry.coverage, attempt.effects.unread),
+            )
         telemetry, effects = attempt.telemetry, attempt.effects
         record = attempt.queued
         if record is None:
@@ -179,12 +177,6 @@ class Recorder:
         self._journal.append(span_to_line(record))
 
     # -- output --------------------------------------------------------------------------------
-
-    def _keep_streams(
-        self, directory: Path, start: SpanStart, message: bytes
-    ) -> tuple[_Output, SpanStart]:
-        """Keep what went out and what came in; returns the start with its standard input."""
-        return self._keep_output(directory, message), self._keep_stdin(directory, start)
 
     def _keep_output(self, directory: Path, message: bytes) -> _Output:
         """Keep the framed log, and each stream by itself, as objects."""
