@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from substrate_services.world.backends.base import (
@@ -250,10 +250,22 @@ class _Builder:
                 target.write_bytes(text)
                 _copy_attributes(source, target)
         if os.path.isdir(self._home):
-            _copy_attributes(self._home, skeleton)
+            _copy_attributes(os.path.realpath(self._home), skeleton)
 
     def finish(self) -> Layout:
         masks = system_masks(self._request.substrate_home, self._emptied, self._home)
+        homes = tuple(
+            Mask(cover, True, "other-homes", "homes are never shown under a second name")
+            for cover in self._covers
+            if cover != TMP and os.path.isdir(cover)
+        )
+        project = self._request.project
+        roots = project.roots if project is not None else ()
+        masks += tuple(
+            alias
+            for alias in _aliases((*masks, *homes), self._request.base)
+            if not any(is_below(root, (alias.path,)) for root in roots)
+        )
         for mask in masks:
             if is_below(mask.path, self._covers) and not is_below(mask.path, self._shown):
                 continue  # hidden by a cover already; listed so that it can be explained
@@ -313,7 +325,51 @@ def _emptied_homes(home: bytes, login_home: bytes) -> tuple[bytes, ...]:
         emptied.append(b"/home")  # hides the neighbours' homes too, those made later included
     if login_home != home and os.path.isdir(login_home) and login_home != b"/":
         emptied.append(login_home)
+    covers = (TMP, home, *emptied)
+    emptied += [
+        real
+        for real in dict.fromkeys(os.path.realpath(path) for path in (home, login_home))
+        if real != b"/" and os.path.isdir(real) and not is_below(real, covers)
+        if any(_is_behind_hidden_link(path, real, covers) for path in (home, login_home))
+    ]
     return tuple(emptied)
+
+
+def _is_behind_hidden_link(path: bytes, real: bytes, covers: tuple[bytes, ...]) -> bool:
+    """Whether ``path`` leads to ``real`` by a link that a cover hides.
+
+    A cover is mounted where its name leads. Where a part of the name, below another cover, is a
+    link, the cover replaces the link, and what the link names stays uncovered.
+    """
+    if os.path.realpath(path) != real:
+        return False
+    part = path
+    while part != b"/":
+        if os.path.islink(part) and any(
+            part != cover and is_below(part, (cover,)) for cover in covers if cover != path
+        ):
+            return True
+        part = os.path.dirname(part)
+    return False
+
+
+def _aliases(masks: tuple[Mask, ...], base: tuple[BaseMount, ...]) -> tuple[Mask, ...]:
+    """The same places once more, where a mount shows them under another name (bind mounts)."""
+    found: dict[bytes, Mask] = {}
+    for mask in masks:
+        holders = [mount for mount in base if is_below(mask.path, (mount.mount_point,))]
+        holder = max(holders, key=lambda mount: len(mount.mount_point))
+        inside = os.path.normpath(
+            os.path.join(holder.root, os.path.relpath(mask.path, holder.mount_point))
+        )
+        for mount in base:
+            if mount.device != holder.device or not is_below(inside, (mount.root,)):
+                continue
+            below = os.path.relpath(inside, mount.root)
+            path = os.path.normpath(os.path.join(mount.mount_point, below))
+            if path != mask.path and os.path.lexists(path):
+                found[path] = replace(mask, path=path)
+    return tuple(found.values())
 
 
 def _copy_attributes(source: bytes, target: Path) -> None:

@@ -184,7 +184,8 @@ class Worlds:
         reader: JournalReader,
         preload_dir: Path,
     ) -> None:
-        self._home = home
+        # By its real name: a mask on a link that a cover hides would hide nothing.
+        self._home = Path(os.path.realpath(home))
         self._directory = home / "worlds"
         self._backend = backend
         self._store = store
