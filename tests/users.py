@@ -16,11 +16,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from substrate_sdk import Substrate
+from substrate_sdk.client.sync import Exec
 from substrate_sdk.config import Endpoint, HostPaths
 from tests.conftest import SUBSTRATE, _end_host, _remove_tree
+
+if TYPE_CHECKING:
+    import pytest
 
 #: One JSON object as it was printed: tests look into it freely.
 Json = dict[str, Any]
@@ -159,6 +163,14 @@ class User:
         """An SDK client of this user's running host."""
         return Substrate(str(Endpoint(path=self.paths.host_socket)))
 
+    def embedded(self, monkeypatch: pytest.MonkeyPatch) -> Substrate:
+        """An SDK client whose host is started when it is not there, in this process's place."""
+        for name in _OWN_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(self.home))
+        monkeypatch.setenv("SUBSTRATE_HOME", str(self.substrate_home))
+        return Substrate()
+
     def host_pid(self) -> int:
         """The process that serves the host's socket (SO_PEERCRED, unix(7))."""
         return _listener(self.paths.host_socket, socket.SOCK_STREAM)
@@ -241,6 +253,12 @@ def read_until(process: subprocess.Popen[bytes], marker: bytes, timeout_s: float
         assert piece, f"the output ended before {marker!r}: {data!r}"
         data += piece
     return data
+
+
+def read_some(proc: Exec) -> bytes:
+    """The first piece of output of a command in a world."""
+    with contextlib.closing(proc.output()) as reader:
+        return next(reader).data
 
 
 def tree_of(directory: Path) -> dict[str, bytes | str]:
