@@ -77,7 +77,8 @@ def span_text(span: Span, counts: dict[str, Counts], style: Style) -> str:
     if result.changes:
         lines += ["", plural(result.changes_total, "change")]
         lines += [
-            "  " + change_line(change, span.project or span.cwd, style) for change in result.changes[:_CHANGES]
+            "  " + change_line(change, span.project or span.cwd, style)
+            for change in result.changes[:_CHANGES]
         ]
         if result.changes_total > _CHANGES:
             lines.append(f"  … substrate diff --stat {span.span_id} shows all")

@@ -48,22 +48,22 @@ def test_down_removes_worlds_when_asked(substrate_home: Path, tmp_path: Path) ->
 
 
 def test_the_host_is_killed_and_the_command_goes_on(substrate_home: Path, tmp_path: Path) -> None:
+    script = "echo a; sleep 2; echo done; exit 5"
     with subprocess.Popen(
-        [*SUBSTRATE, "run", "--json", "--", "sh", "-c", "echo a; sleep 2; echo done; exit 5"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-    ) as process:  # fmt: skip
-        assert cli("world", "list").returncode == 0
-        with Substrate() as sub:
-            # The host is there; wait for the command itself.
-            (world,) = sub.worlds()
-            while not world.running:
-                world = sub.connect(world.world_id).info
+        [*SUBSTRATE, "run", "-q", "--", "sh", "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"a\n"
         os.kill(int((substrate_home / "run" / "host.pid").read_text()), signal.SIGKILL)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (5, b"")
-    shown = json.loads(out)
-    assert (shown["exit_code"], shown["stdout"]) == (5, "a\ndone\n")
-    assert json.loads(cli("trace", "show", "--json").stdout)["span_id"] == shown["span_id"]
+    assert (process.returncode, out, err) == (5, b"done\n", b"")
+    shown = json.loads(cli("trace", "show", "--json").stdout)
+    assert (shown["exit_code"], shown["command"]["argv"][-1]) == (5, script)
+    assert cli("trace", "show", "--output").stdout == b"a\ndone\n"
 
 
 def test_a_host_that_cannot_start_says_why(substrate_home: Path) -> None:
