@@ -65,7 +65,8 @@ class SegmentTelemetry:
         events_digest = sink.close()
         coverage = coverage_of(
             summary,
-            root=_root(start, world.layout),
+            # Looked up only where it is missed: finding a program takes longer than all the rest.
+            root=None if summary.root_seen else _root(start, world.layout),
             open_program=lambda path: _open_program(path, world.layout),
         )
         if ended.remaining:
