@@ -36,7 +36,7 @@ from measuring import (
     timed,
     wait_for_quiet,
 )
-from peers import Unavailable, bwrap_overlay, bwrap_read_only, swerex
+from peers import BUILT, Unavailable, bwrap_overlay, bwrap_read_only, swerex
 
 from substrate_sdk import Substrate
 
@@ -286,7 +286,14 @@ def _host_of_its_own() -> Iterator[Path]:
     kept = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(("SUBSTRATE_", "OTEL_"))]:
         del os.environ[name]
-    os.environ.update(HOME=str(home), SUBSTRATE_HOME=str(home / ".substrate"))
+    # Installed packages come compiled. Where writing bytecode is forbidden, as often in containers,
+    # a checkout would be compiled anew at each start, and that is not what is to be measured.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.update(
+        HOME=str(home),
+        SUBSTRATE_HOME=str(home / ".substrate"),
+        PYTHONPYCACHEPREFIX=str(BUILT / "pycache"),
+    )
     try:
         yield home
     finally:
