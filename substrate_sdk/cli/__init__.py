@@ -50,12 +50,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process when None, which is then ended right here, since
             taking an interpreter with gRPC in it down in order takes longer than most commands.
     """
+    if argv is None:
+        _open_standard_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     code = _guarded(args)
     if argv is None:
         code = _flushed(code)
         os._exit(code)
     return code
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed.
+
+    Otherwise the next thing opened, the connection to the host, takes its number: it would be
+    read as standard input, or what is printed would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _guarded(args: list[str]) -> int:
