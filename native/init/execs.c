@@ -283,10 +283,21 @@ void execs_read_supervisor(struct exec *exec) {
     }
 }
 
+/* Root of the box may stop a supervisor, who could then not tell that its exec has ended. */
+static void go_on(pid_t stopped) {
+    for (uint32_t i = 0; i < execs_high; i++)
+        if (table[i] && table[i]->supervisor_pid == stopped)
+            kill(stopped, SIGCONT);
+}
+
 void execs_reap(void) {
     int status;
     struct rusage usage;
-    for (pid_t pid; (pid = wait4(-1, &status, WNOHANG, &usage)) > 0;) {
+    for (pid_t pid; (pid = wait4(-1, &status, WNOHANG | WUNTRACED, &usage)) > 0;) {
+        if (WIFSTOPPED(status)) {
+            go_on(pid);
+            continue;
+        }
         look_at_trees = true;
         for (uint32_t i = 0; i < execs_high; i++) {
             struct exec *exec = table[i];

@@ -99,6 +99,11 @@ async def a_killed_supervisor_is_noticed(box: Guest) -> None:
     raise AssertionError("sleep lives on")
 
 
+async def a_stopped_supervisor_goes_on(box: Guest) -> None:
+    done = await box.sh("kill -STOP $PPID; sleep 0.1; kill -STOP $PPID; exit 3")
+    assert done.code == 3, done.state
+
+
 async def a_fork_bomb_ends(box: Guest) -> None:
     few = (Rlimit(resource.RLIMIT_NPROC, 60, 60),)
     done = await box.run("/usr/bin/python3", "-c", _BOMB, timeout_s=0.5, rlimits=few)
@@ -124,6 +129,7 @@ async def main() -> None:
         timeouts_take_the_tree,
         background_children_live_until_killed,
         a_killed_supervisor_is_noticed,
+        a_stopped_supervisor_goes_on,
         a_fork_bomb_ends,
         terminals_work,
         pids_can_be_repeated,
