@@ -20,6 +20,8 @@
 #define ID_SLOTS 4096u
 /* Init runs as an id no exec has: prlimit(2) and setpriority(2) on pid 1 ask for equal ids. */
 #define INIT_ID 65535u
+/* Processes and threads of one box together. */
+#define BOX_PROCESSES 4096u
 
 /* ---- fail.c: an error with its place, for people -------------------------------------------- */
 

@@ -24,6 +24,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 /* Words between the stage and the init-to-be; each packet is one byte, plus a descriptor with GO. */
@@ -295,6 +296,32 @@ static int pivot(struct tree *tree) {
     return 0;
 }
 
+/*
+ * A user namespace remembers its maker's limit of processes, and counts all that run in it, whatever
+ * their ids, as its maker's (kernel/ucount.c): a limit for the box that root of the box, who has
+ * 65,536 ids to count for, cannot get around. So the maker is the box's own root for a moment; with
+ * NO_SETUID_FIXUP our capabilities stay.
+ */
+static int clone_counted(uint32_t id, uint64_t flags, int *pidfd, int cgroup_fd, pid_t *child,
+                         struct fail *fail) {
+    struct rlimit before, limit;
+    if (getrlimit(RLIMIT_NPROC, &before))
+        return fail_set(fail, errno, "getrlimit");
+    limit = before;
+    if (limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > BOX_PROCESSES)
+        limit.rlim_cur = BOX_PROCESSES;
+    if (setrlimit(RLIMIT_NPROC, &limit) ||
+        prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) || setresuid(id, id, 0))
+        return fail_set(fail, errno, "limiting processes");
+    *child = (pid_t)clone_process(flags, pidfd, cgroup_fd);
+    int error = errno;
+    if (*child != 0 && (setresuid(0, 0, 0) || prctl(PR_SET_SECUREBITS, 0, 0, 0, 0) ||
+                        setrlimit(RLIMIT_NPROC, &before)))
+        return fail_set(fail, errno, "limiting processes");
+    errno = error;
+    return 0;
+}
+
 static int stage_box(const struct stage_request *request, bool rootless, struct fail *fail,
                      pid_t *init) {
     SUB_AUTO_FD proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -306,8 +333,11 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, words))
         return fail_set(fail, errno, "socketpair");
     int pidfd = -1;
-    *init = (pid_t)clone_process(CLONE_NEWUSER | CLONE_NEWPID | CLONE_PARENT | CLONE_PIDFD, &pidfd,
-                                 request->cgroup_fd);
+    uint64_t flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_PARENT | CLONE_PIDFD;
+    if (!request->spec->range)
+        *init = (pid_t)clone_process(flags, &pidfd, request->cgroup_fd);
+    else if (clone_counted(request->id_base, flags, &pidfd, request->cgroup_fd, init, fail))
+        return -1;
     if (*init < 0)
         return fail_set(fail, errno, "clone3(NEWUSER|NEWPID)");
     if (*init == 0) {
