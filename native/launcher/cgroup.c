@@ -98,7 +98,17 @@ int cgroup_make(const char *world_id, uint32_t owner) {
                                             "cgroup.subtree_control"};
     if (config.cgroup_fd < 0)
         return -1;
-    if (mkdirat(config.cgroup_fd, world_id, 0755) && errno != EEXIST)
+    int made = mkdirat(config.cgroup_fd, world_id, 0755);
+    if (made && errno == ENOENT && (mkdir(config.cgroup_dir, 0755) == 0 || errno == EEXIST)) {
+        /* Empty, it was swept away (cgroup managers do so); worlds would be watched less well. */
+        int again = open(config.cgroup_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (again < 0)
+            return -1;
+        close(config.cgroup_fd);
+        config.cgroup_fd = again;
+        made = mkdirat(config.cgroup_fd, world_id, 0755);
+    }
+    if (made && errno != EEXIST)
         return -1;
     int fd = openat(config.cgroup_fd, world_id, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0 && owner) {
