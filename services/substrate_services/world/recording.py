@@ -130,6 +130,25 @@ class Recorder:
         if not ended.never_ran and attempt.effects is None:
             watch = watch_prefixes(world.layout)
             attempt.telemetry = await self._telemetry.read(world, start, watch, ended)
+        # One step of a world at a time from its effects to its file: the snapshot that the file
+        # names is the one that the next host compares with, whichever record is on disk first.
+        async with world.tree.recording:
+            return await self._finish(
+                world, attempt, ended, start=start, output=output, duration_ns=duration_ns
+            )
+
+    async def _finish(
+        self,
+        world: World,
+        attempt: Attempt,
+        ended: Ended,
+        *,
+        start: SpanStart,
+        output: _Output,
+        duration_ns: int,
+    ) -> SpanRecord:
+        """The part of :meth:`record` that concurrent steps take in turn."""
+        if not ended.never_ran and attempt.effects is None:
             attempt.effects = await asyncio.to_thread(
                 world.tree.finish_step, attempt.telemetry.reads
             )
@@ -151,7 +170,7 @@ class Recorder:
         if self._projection is not None:
             self._projection.export(record, telemetry.events)
         if effects is not None:
-            world.state = world.state.after_step(effects.snapshot_id, effects.inputs_digest)
+            world.state = world.state.after_step(world.tree.snapshot_id, effects.inputs_digest)
             await asyncio.to_thread(world.save)
         return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import stat
@@ -70,6 +71,8 @@ class WorldTree:
         self._base = base
         self._leave_out = leave_out
         self._lock = threading.Lock()
+        #: Held by whoever records a step, from finding its effects to noting the new snapshot.
+        self.recording = asyncio.Lock()
         self._walks: dict[str, UpperNode] = {}
         self._first_walks: dict[str, UpperNode] = {}
         self._fingerprints: dict[bytes, FileFingerprint] = {}
