@@ -78,6 +78,11 @@ def save_state(directory: Path, state: WorldState) -> None:
     scratch.replace(directory / _FILE)
 
 
+def has_state(directory: Path) -> bool:
+    """Whether there is a world's file: the world was finished, and nobody removes it."""
+    return (directory / _FILE).exists()
+
+
 def forget_state(directory: Path) -> None:
     """Remove a world's file; there need not be one."""
     (directory / _FILE).unlink(missing_ok=True)

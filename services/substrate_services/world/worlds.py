@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pwd
+import secrets
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from substrate_services.journal.jsontypes import JsonValue
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import FileFingerprint
 from substrate_services.journal.writer import Journal
+from substrate_services.objects.errors import ObjectError
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
@@ -51,6 +53,7 @@ from substrate_services.world.spec import (
     WorldSpec,
     WorldState,
     forget_state,
+    has_state,
     load_state,
     save_state,
     world_directory,
@@ -61,6 +64,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_HOSTNAME = "substrate"
 DEFAULT_IDLE_TIMEOUT_S = 600.0
+_DAMAGED = ".damaged"  # what the directory of a world is called that cannot be taken over
 _MISSING_CHARS = 1_800  # what an error may carry over the wire
 
 
@@ -425,15 +429,19 @@ class Worlds:
         boxes = {box.world_id: box for box in await self._backend.adopt()}
         found: list[World] = []
         for directory in sorted(self._directory.iterdir()):
+            if directory.suffix == _DAMAGED:
+                continue
             box = boxes.pop(directory.name, None)
             try:
-                state = await asyncio.to_thread(load_state, directory)
-            except (OSError, ValueError) as error:
-                # Made half-way when the host died: nobody was told of it, nothing is lost.
-                log.warning("world %s was not finished (%s); removing it", directory.name, error)
-                await self._discard(directory.name, directory, box)
+                state, layout, tree = await asyncio.to_thread(self._reload, directory)
+            except (OSError, ValueError, ObjectError) as error:
+                if has_state(directory):
+                    await self._set_aside(directory, box, error)
+                else:
+                    # Made, or removed, half-way when the host died: nobody counts on it.
+                    log.warning("world %s was not finished; removing it", directory.name)
+                    await self._discard(directory.name, directory, box)
                 continue
-            layout, tree = await asyncio.to_thread(self._reload, state, directory)
             if box is None:
                 world = World(state, directory, layout, tree, None, None, lost=True)
             else:
@@ -444,14 +452,15 @@ class Worlds:
             await self._discard(world_id, world_directory(self._directory, world_id), box)
         return found
 
-    def _reload(self, state: WorldState, directory: Path) -> tuple[Layout, WorldTree]:
+    def _reload(self, directory: Path) -> tuple[WorldState, Layout, WorldTree]:
+        state = load_state(directory)
         base = get_base(self._store, get_snapshot(self._store, state.snapshot_id).base)
         layout = load_layout(directory)
         tree = WorldTree(layout, self._store, base, (os.fsencode(self._home),))
         fingerprints = get_fingerprints(self._store, base.fingerprints) if base.fingerprints else {}
         pins = dict(get_inputs(self._store, state.inputs_digest).pins)
         tree.resume(state.first_snapshot, state.snapshot_id, fingerprints, pins)
-        return layout, tree
+        return state, layout, tree
 
     # -- taking down ---------------------------------------------------------------------------
 
@@ -472,13 +481,38 @@ class Worlds:
         _let_go(world)
         self._worlds.pop(world_id, None)
         self._log("world_lost" if world.lost else "world_removed", world, {})
-        await asyncio.to_thread(remove_tree, world.directory)
+        await self._remove_directory(world.directory)
 
     async def _discard(self, world_id: str, directory: Path, box: Box | None) -> None:
         await self._backend.remove(world_id)
         if box is not None:
             _close(box)
-        await asyncio.to_thread(remove_tree, directory)
+        await self._remove_directory(directory)
+
+    async def _remove_directory(self, directory: Path) -> None:
+        try:
+            await asyncio.to_thread(remove_tree, directory)
+        except OSError:
+            # No reason to fail, or not to start: without its state it is removed at the next start.
+            log.exception("cannot remove %s now", directory)
+
+    async def _set_aside(self, directory: Path, box: Box | None, error: Exception) -> None:
+        """End a world whose records are damaged; its layers stay, as they are somebody's work."""
+        world_id = directory.name
+        await self._backend.remove(world_id)
+        if box is not None:
+            _close(box)
+        kept = directory.with_suffix(_DAMAGED)
+        await asyncio.to_thread(directory.rename, kept)
+        log.error("world %s cannot be taken over: %s; its files are in %s", world_id, error, kept)
+        self._journal.append(
+            lifecycle_line(
+                "world_lost",
+                session_id="",
+                world_id=world_id,
+                detail={"reason": str(error), "kept": os.fsdecode(kept)},
+            )
+        )
 
     async def close(self) -> None:
         """Let go of the worlds; they live on."""
@@ -534,8 +568,9 @@ def remove_tree(directory: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        numbers = itertools.count()
-        while names := _empty(top, top, numbers):
+        # An earlier removal may have been cut short: its names are not given again.
+        fresh = (f".removed-{secrets.token_hex(4)}-{number}" for number in itertools.count())
+        while names := _empty(top, top, fresh):
             for name in names:
                 # Its mode must let us in, and a move changes its "..".
                 os.chmod(name, stat.S_IRWXU, dir_fd=top)
@@ -543,7 +578,7 @@ def remove_tree(directory: Path) -> None:
                     name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
                 )
                 try:
-                    _empty(below, top, numbers)
+                    _empty(below, top, fresh)
                 finally:
                     os.close(below)
                 os.rmdir(name, dir_fd=top)
@@ -552,7 +587,7 @@ def remove_tree(directory: Path) -> None:
     directory.rmdir()
 
 
-def _empty(directory: int, top: int, numbers: Iterator[int]) -> list[str]:
+def _empty(directory: int, top: int, fresh: Iterator[str]) -> list[str]:
     """Remove a directory's files and move its directories to the top; names of the top's own."""
     directories = []
     with os.scandir(directory) as entries:
@@ -564,7 +599,7 @@ def _empty(directory: int, top: int, numbers: Iterator[int]) -> list[str]:
             directories.append(name)
         else:
             os.chmod(name, stat.S_IRWXU, dir_fd=directory)
-            os.rename(name, f".removed-{next(numbers)}", src_dir_fd=directory, dst_dir_fd=top)
+            os.rename(name, next(fresh), src_dir_fd=directory, dst_dir_fd=top)
     return directories
 
 
