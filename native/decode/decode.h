@@ -118,6 +118,7 @@ struct image {
     uint32_t next;    /* the next image of the same process */
     uint32_t parent;  /* image it was started from, NONE */
     bool hello, selected, uncovered, reported_exit, ended, executed, quiet;
+    bool judged; /* `selected` is known */
     int32_t ppid;
     uint32_t umask, uid;
     uint64_t start_ns, end_ns; /* CLOCK_MONOTONIC */

@@ -15,6 +15,8 @@
 #define LINK_TEXT_MAX 1024u
 #define LINK_TEXT_TOTAL (64u << 20)
 #define DEPTH_MAX 65536u
+/* Images, and links, of one pid that are looked at: no pid comes back so often in a step. */
+#define SAME_PID_MAX 1024u
 
 struct waited {
     uint64_t pid_namespace;
@@ -320,8 +322,8 @@ static uint32_t first_image(const struct scan *scan, uint64_t pid_namespace, int
 /* The image that ran as `pid` at that time. */
 static uint32_t image_at(const struct scan *scan, uint64_t pid_namespace, int32_t pid,
                          uint64_t at_ns) {
-    uint32_t found = NONE;
-    for (uint32_t i = first_image(scan, pid_namespace, pid); i < scan->sorted; i++) {
+    uint32_t found = NONE, first = first_image(scan, pid_namespace, pid);
+    for (uint32_t i = first; i < scan->sorted && i - first < SAME_PID_MAX; i++) {
         const struct image *image = &scan->images->list[i];
         if (order_pid(image->self.pid_namespace, image->self.pid, pid_namespace, pid) != 0)
             break;
@@ -333,8 +335,8 @@ static uint32_t image_at(const struct scan *scan, uint64_t pid_namespace, int32_
 }
 
 static uint32_t image_by_identity(const struct scan *scan, const struct sub_identity *wanted) {
-    for (uint32_t i = first_image(scan, wanted->pid_namespace, wanted->pid); i < scan->sorted;
-         i++) {
+    uint32_t first = first_image(scan, wanted->pid_namespace, wanted->pid);
+    for (uint32_t i = first; i < scan->sorted && i - first < SAME_PID_MAX; i++) {
         const struct sub_identity *self = &scan->images->list[i].self;
         if (order_pid(self->pid_namespace, self->pid, wanted->pid_namespace, wanted->pid) != 0)
             break;
@@ -347,8 +349,9 @@ static uint32_t image_by_identity(const struct scan *scan, const struct sub_iden
 uint32_t image_of_child(const struct images *images, const struct image *parent, int32_t pid,
                         uint64_t at_ns) {
     uint32_t from = (uint32_t)(parent - images->list);
-    for (uint32_t i = first_link(images, parent->self.pid_namespace, pid);
-         link_is_of(images, i, parent->self.pid_namespace, pid); i++) {
+    uint32_t first = first_link(images, parent->self.pid_namespace, pid);
+    for (uint32_t i = first;
+         i - first < SAME_PID_MAX && link_is_of(images, i, parent->self.pid_namespace, pid); i++) {
         const struct link *link = &images->links[i];
         if (link->from == from && link->at_ns >= at_ns && link->image != NONE)
             return link->image;
@@ -361,8 +364,10 @@ uint32_t image_of_child(const struct images *images, const struct image *parent,
 /* The link by which the process of `head` was started: the latest before it showed itself. */
 static struct link *link_to(const struct images *images, const struct image *head) {
     struct link *found = NULL;
-    for (uint32_t i = first_link(images, head->self.pid_namespace, head->self.pid);
-         link_is_of(images, i, head->self.pid_namespace, head->self.pid); i++) {
+    uint32_t first = first_link(images, head->self.pid_namespace, head->self.pid);
+    for (uint32_t i = first; i - first < SAME_PID_MAX &&
+                             link_is_of(images, i, head->self.pid_namespace, head->self.pid);
+         i++) {
         struct link *link = &images->links[i];
         if (link->at_ns > head->start_ns)
             break;
@@ -454,8 +459,10 @@ static void take_waits(struct scan *scan) {
             continue;
         uint32_t found = image_at(scan, wait->pid_namespace, wait->pid, wait->at_ns);
         uint64_t since = found != NONE ? images->list[found].start_ns : 0;
-        for (uint32_t j = first_link(images, wait->pid_namespace, wait->pid);
-             link_is_of(images, j, wait->pid_namespace, wait->pid); j++) {
+        uint32_t first = first_link(images, wait->pid_namespace, wait->pid);
+        for (uint32_t j = first;
+             j - first < SAME_PID_MAX && link_is_of(images, j, wait->pid_namespace, wait->pid);
+             j++) {
             const struct link *link = &images->links[j];
             if (link->image != NONE && link->at_ns <= wait->at_ns && link->at_ns >= since) {
                 found = link->image;
@@ -479,6 +486,34 @@ static void take_waits(struct scan *scan) {
 
 /* --- the root's descendants ------------------------------------------------------------------- */
 
+/* What is found out is remembered for all on the way up, so that nobody is gone through twice. */
+static bool descends_from_root(struct images *images, const struct options *options, uint32_t of) {
+    bool found = false;
+    uint32_t depth = 0;
+    for (uint32_t at = of; at != NONE && depth < DEPTH_MAX; depth++) {
+        const struct image *image = &images->list[at];
+        if (image->judged) {
+            found = image->selected;
+            break;
+        }
+        /* The root itself may not be seen; its children can be. */
+        found = image->process == images->root ||
+                (image->parent == NONE && images->root == NONE &&
+                 image->ppid == options->root_pid && image->start_ns >= options->root_after_ns);
+        if (found)
+            break;
+        at = image->parent;
+    }
+    for (uint32_t at = of; at != NONE && !images->list[at].judged; depth--) {
+        images->list[at].judged = true;
+        images->list[at].selected = found;
+        if (depth == 0)
+            break;
+        at = images->list[at].parent;
+    }
+    return found;
+}
+
 static void select_images(struct scan *scan, const struct options *options) {
     struct images *images = scan->images;
     images->root = NONE;
@@ -493,17 +528,7 @@ static void select_images(struct scan *scan, const struct options *options) {
         images->root_seen = images->root != NONE;
     }
     for (uint32_t i = 0; i < images->count; i++) {
-        uint32_t at = i;
-        bool selected = !options->have_root;
-        for (uint32_t depth = 0; !selected && at != NONE && depth < DEPTH_MAX; depth++) {
-            const struct image *image = &images->list[at];
-            if (image->process == images->root || image->selected)
-                selected = true;
-            else if (image->parent == NONE && images->root == NONE &&
-                     image->ppid == options->root_pid && image->start_ns >= options->root_after_ns)
-                selected = true; /* the root itself cannot be seen; its children can */
-            at = image->parent;
-        }
+        bool selected = !options->have_root || descends_from_root(images, options, i);
         images->list[i].selected = selected;
         if (!selected && images->list[i].process == i && images->list[i].parent == NONE &&
             images->list[i].start_ns >= options->root_after_ns)
