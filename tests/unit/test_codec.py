@@ -179,6 +179,7 @@ span = st.builds(
     replay_of_trace=st.none() | text,
     utc_offset_ns=st.none() | whole,
     hosts=tuples(text),
+    project=st.none() | st.binary(max_size=20),
 )
 
 
@@ -235,6 +236,7 @@ def test_every_start_comes_back_equal(record: SpanRecord) -> None:
         labels=record.labels,
         replay_of_trace=record.replay_of_trace,
         utc_offset_ns=record.utc_offset_ns,
+        project=record.project,
     )
     assert codec.start_from_line(through_the_file(codec.start_to_line(start))) == start
 

@@ -81,6 +81,7 @@ class SpanStart:
     labels: tuple[tuple[str, str], ...] = ()
     replay_of_trace: str | None = None
     utc_offset_ns: int | None = None
+    project: bytes | None = None
 
 
 def timestamp(epoch_s: float) -> str:
@@ -147,6 +148,7 @@ def start_from_line(line: JsonObject) -> SpanStart:
         labels=parts.text_pairs(fields, "labels"),
         replay_of_trace=fields.opt_text("replay_of_trace"),
         utc_offset_ns=fields.opt_integer("utc_offset_ns"),
+        project=parts.opt_bytes(fields, "project"),
     )
 
 
@@ -232,6 +234,7 @@ def span_from_line(line: JsonObject) -> SpanRecord:
         labels=parts.text_pairs(fields, "labels"),
         replay_of_trace=fields.opt_text("replay_of_trace"),
         utc_offset_ns=fields.opt_integer("utc_offset_ns"),
+        project=parts.opt_bytes(fields, "project"),
         hosts=parts.texts(fields, "hosts"),
     )
 
@@ -250,6 +253,7 @@ def _identity(step: SpanRecord | SpanStart) -> JsonObject:
         "replay_of": step.replay_of,
         "replay_of_trace": step.replay_of_trace,
         "utc_offset_ns": step.utc_offset_ns,
+        "project": bytesjson.encode(step.project) if step.project is not None else None,
     }
 
 

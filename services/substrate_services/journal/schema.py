@@ -198,3 +198,4 @@ class SpanRecord:
     replay_of_trace: str | None = None  # trace id of that recording, for the OTel link
     utc_offset_ns: int | None = None  # UTC minus CLOCK_BOOTTIME at the start, to date processes
     hosts: tuple[str, ...] = ()  # what it connected to, or tried to, bounded
+    project: bytes | None = None  # on the host

@@ -284,6 +284,7 @@ def span_to_proto(record: SpanRecord, *, with_processes: bool = True) -> trace_p
         changes_digest=record.changes_digest,
         inputs_digest=record.inputs_digest,
         replay_of=record.replay_of,
+        project=record.project,
     )
 
 

@@ -48,7 +48,7 @@ from substrate_services.world.init_client import (
     Scope,
     StartFailed,
 )
-from substrate_services.world.output_log import OutputFollower
+from substrate_services.world.output_log import OutputFollower, Stream, encode_frame
 from substrate_services.world.recording import Attempt, Recorder
 from substrate_services.world.worlds import World, Worlds
 
@@ -213,6 +213,7 @@ class Execs:
             replay_of_trace=replay_of.trace_id if replay_of is not None else None,
             labels=world.spec.labels,
             utc_offset_ns=_boot_to_utc_ns(),
+            project=world.spec.project.root if world.spec.project is not None else None,
         )
         exec_ = Exec(start, world.directory / "execs" / request.exec_id)
         exec_.stdin_pipe = request.stdin_pipe
@@ -271,10 +272,7 @@ class Execs:
         finally:
             os.close(log_fd)
         exec_.pid = started.pid
-        exec_.start = replace(
-            exec_.start, action=replace(exec_.start.action, first_pid=started.pid)
-        )
-        _write_exec_file(exec_.directory, exec_.start)
+        exec_.start = _with_first_pid(exec_.start, started.pid)
         if fed:
             self._track(self._feed(world, exec_, action.stdin_digest))
 
@@ -454,6 +452,10 @@ class Execs:
         again = exec_.ended is not None
         exec_.phase = "recording"
         exec_.ended = ended
+        if ended.message and not again:
+            # There was no program to say it; clients hear it where the program's words would be.
+            with exec_.output_log.open("ab") as log:
+                log.write(encode_frame(time.monotonic_ns(), Stream.STDERR, ended.message))
         exec_.output.finish()
         if exec_.attempt is None:
             exec_.attempt = Attempt(exec_.start, exec_.directory)
@@ -504,6 +506,8 @@ class Execs:
                         await world.init.forget(exec_.exec_id)
                     continue
                 world.running += 1
+                if state is not None:
+                    exec_.start = _with_first_pid(exec_.start, state.pid)
                 if state is None:
                     self._track(self._finish(world, exec_, Ended.lost()))
                 elif state.phase is Phase.EXITED:
@@ -541,6 +545,11 @@ def _command(request: ExecRequest) -> Command:
     if not request.argv or not request.argv[0]:
         raise InvalidField("argv", list(request.argv), "expected a program and its arguments")
     return Command(request.argv)
+
+
+def _with_first_pid(start: SpanStart, pid: int) -> SpanStart:
+    """Known only once it runs; a host that takes over hears it from the world's init."""
+    return replace(start, action=replace(start.action, first_pid=pid))
 
 
 def _identity_env(step: SpanStart | SpanRecord) -> dict[bytes, bytes]:

@@ -125,11 +125,14 @@ class Recorder:
         duration_ns = ended.duration_ns
         if duration_ns is None:
             duration_ns = max(0, time.time_ns() - round(attempt.start.start_time * 1e9))
-        output = await asyncio.to_thread(self._keep_output, attempt.directory, ended.message)
-        start = await asyncio.to_thread(self._keep_stdin, attempt.directory, attempt.start)
+        kept = asyncio.to_thread(self._keep_streams, attempt.directory, attempt.start)
         if not ended.never_ran and attempt.effects is None:
+            # The decoder is another process: it works while the output is hashed here.
             watch = watch_prefixes(world.layout)
-            attempt.telemetry = await self._telemetry.read(world, start, watch, ended)
+            read = self._telemetry.read(world, attempt.start, watch, ended)
+            (output, start), attempt.telemetry = await asyncio.gather(kept, read)
+        else:
+            output, start = await kept
         # One step of a world at a time from its effects to its file: the snapshot that the file
         # names is the one that the next host compares with, whichever record is on disk first.
         async with world.tree.recording:
@@ -150,7 +153,9 @@ class Recorder:
         """The part of :meth:`record` that concurrent steps take in turn."""
         if not ended.never_ran and attempt.effects is None:
             attempt.effects = await asyncio.to_thread(
-                world.tree.finish_step, attempt.telemetry.reads
+                world.tree.finish_step,
+                attempt.telemetry.reads,
+                round(attempt.start.start_time * 1e9),
             )
             attempt.telemetry = replace(
                 attempt.telemetry,
@@ -197,14 +202,12 @@ class Recorder:
 
     # -- output --------------------------------------------------------------------------------
 
-    def _keep_output(self, directory: Path, message: bytes) -> _Output:
+    def _keep_streams(self, directory: Path, start: SpanStart) -> tuple[_Output, SpanStart]:
+        return self._keep_output(directory), self._keep_stdin(directory, start)
+
+    def _keep_output(self, directory: Path) -> _Output:
         """Keep the framed log, and each stream by itself, as objects."""
         log = directory / "output.log"
-        if message:
-            return _Output(
-                stderr=self._store.put(message),
-                stderr_bytes=len(message),
-            )
         if not log.exists() or log.stat().st_size == 0:
             return _Output()
         with _spool() as stdout, _spool() as stderr:
@@ -328,4 +331,5 @@ def _record(
         replay_of_trace=start.replay_of_trace,
         utc_offset_ns=start.utc_offset_ns,
         hosts=telemetry.hosts[:INLINE_HOSTS],
+        project=start.project,
     )

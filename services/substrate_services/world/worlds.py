@@ -191,6 +191,7 @@ class Worlds:
         # By its real name: a mask on a link that a cover hides would hide nothing.
         self._home = Path(os.path.realpath(home))
         self._directory = home / "worlds"
+        self._trash = home / "trash"  # on the same file system: a rename away
         self._backend = backend
         self._store = store
         self._journal = journal
@@ -374,7 +375,8 @@ class Worlds:
             record.action.snapshot_id,
             get_inputs(self._store, record.inputs_digest),
             mounts,
-            (os.fsencode(self._home),),
+            leave_out=(os.fsencode(self._home),),
+            began_ns=round(record.start_time * 1e9),
         )
         if plan.missing and not request.use_host_base:
             raise NotRestorable(span_id, plan.missing)
@@ -426,6 +428,7 @@ class Worlds:
             once their steps are recorded.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._in_background(asyncio.to_thread(empty, self._trash))
         boxes = {box.world_id: box for box in await self._backend.adopt()}
         found: list[World] = []
         for directory in sorted(self._directory.iterdir()):
@@ -490,8 +493,10 @@ class Worlds:
         await self._remove_directory(directory)
 
     async def _remove_directory(self, directory: Path) -> None:
+        """Take a directory out of sight; what is in it is deleted behind the caller's back."""
         try:
-            await asyncio.to_thread(remove_tree, directory)
+            if await asyncio.to_thread(move_to, directory, self._trash):
+                self._in_background(asyncio.to_thread(remove_tree, self._trash / directory.name))
         except OSError:
             # No reason to fail, or not to start: without its state it is removed at the next start.
             log.exception("cannot remove %s now", directory)
@@ -553,6 +558,23 @@ class _Prepared:
     tree: WorldTree
     fingerprints: dict[bytes, FileFingerprint] | None
     missing: tuple[Missing, ...]
+
+
+def move_to(directory: Path, trash: Path) -> bool:
+    """Move a directory into ``trash``; False where there is none."""
+    trash.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.rename(trash / directory.name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def empty(trash: Path) -> None:
+    """Delete what an earlier host process did not come to."""
+    if trash.is_dir():
+        for left in list(trash.iterdir()):
+            remove_tree(left)
 
 
 def remove_tree(directory: Path) -> None:
