@@ -556,6 +556,26 @@ def test_telemetry_that_is_tampered_with_is_not_called_full_and_holds_nobody_up(
     assert world.run(["echo", "alive"]).stdout == "alive\n"
 
 
+@pytest.mark.slow
+def test_forged_telemetry_does_not_keep_the_decoder_busy(world: World) -> None:
+    """50,000 processes of one pid, and 58 times as many waits for it."""
+    source = f"""
+import struct
+os.chdir({_SEGMENTS!r})
+mine = [name for name in os.listdir(".") if name.startswith(f"{{os.getpid()}}-")]
+head = bytearray(open(mine[0], "rb").read(240))
+namespace = struct.unpack_from("<Q", head, 24)[0]
+wait = struct.pack("<IHHQQqIIiI4i", 64, 9, 0, 10**18, 0, 500000, 0, 1, 0, 0, 0, 0, 0, 0)
+for number in range(50000):
+    struct.pack_into("<QQiI", head, 24, namespace, number, 500000, 0)
+    struct.pack_into("<II", head, 48, 0, 0)
+    with open(f"500000-{{number}}-0-0-0", "wb") as file: file.write(head + wait * 58)
+"""
+    result = python(world, source)
+    assert result.exit_code == 0, result.stderr
+    assert not any("unreadable" in reason for reason in result.coverage.reasons)
+
+
 def test_the_segments_have_a_size_and_keep_their_place(world: World) -> None:
     source = f"""
 attempt(os.rename, {_SEGMENTS!r}, "/run/elsewhere")
