@@ -84,10 +84,14 @@ class User:
     Attributes:
         home: ``$HOME``.
         prefix: put before every command line: what changes its user or its namespaces.
+        command: the command line's program.
+        variables: further environment.
     """
 
     home: Path
     prefix: tuple[str, ...] = ()
+    command: tuple[str, ...] = SUBSTRATE
+    variables: tuple[tuple[str, str], ...] = ()
 
     @property
     def substrate_home(self) -> Path:
@@ -104,7 +108,7 @@ class User:
     def env(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
         env.update(HOME=str(self.home), SUBSTRATE_HOME=str(self.substrate_home))
-        return {**env, **(extra or {})}
+        return {**env, **dict(self.variables), **(extra or {})}
 
     def start(
         self,
@@ -115,7 +119,7 @@ class User:
     ) -> subprocess.Popen[bytes]:
         """Start the command line with these arguments."""
         return subprocess.Popen(
-            [*self.prefix, *SUBSTRATE, *words],
+            [*self.prefix, *self.command, *words],
             cwd=cwd,
             env=self.env(env),
             stdin=stdin,
@@ -189,14 +193,18 @@ class User:
 
 
 @contextlib.contextmanager
-def new_user(prefix: tuple[str, ...] = ()) -> Iterator[User]:
+def new_user(
+    prefix: tuple[str, ...] = (),
+    command: tuple[str, ...] = SUBSTRATE,
+    variables: tuple[tuple[str, str], ...] = (),
+) -> Iterator[User]:
     """A user; at the end their host, launcher and home go.
 
     The path is short, because a socket's is limited to 107 bytes (unix(7)).
     """
     home = Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
     try:
-        yield User(home, prefix)
+        yield User(home, prefix, command, variables)
     finally:
         _end_host(home / ".substrate")
         _remove_tree(home)
