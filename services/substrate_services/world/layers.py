@@ -327,7 +327,8 @@ class _Walk:
                     return UpperNode(state=None)
                 kind = kind_of(status.st_mode)
                 if kind == "file":
-                    return self._file(directory_fd, name, before)
+                    known = _known(status, before)
+                    return known or self._file(directory_fd, name)
                 target = os.readlink(name, dir_fd=directory_fd) if kind == "symlink" else None
                 return UpperNode(file_state(kind, status, None, target), _identity(status))
             except FileNotFoundError:
@@ -346,18 +347,15 @@ class _Walk:
         state = file_state("file", status, None, None)
         return UpperNode(state, _identity(status), unread=unread)
 
-    def _file(self, directory_fd: int, name: bytes, before: UpperNode | None) -> UpperNode:
+    def _file(self, directory_fd: int, name: bytes) -> UpperNode:
         # By path only, which opens nothing: a device or FIFO in its place never notices.
         place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
         try:
             status = os.fstat(place)
             if not stat.S_ISREG(status.st_mode):
                 raise _Swapped
-            node = UpperNode(file_state("file", status, None, None), _identity(status))
-            if before is not None and before.kind == "file" and before.identity == node.identity:
-                assert before.state is not None
-                digest, node.unread = before.state.digest, before.unread
-            elif status.st_size - status.st_blocks * 512 > HOLES_LIMIT_BYTES:
+            node = UpperNode(None, _identity(status))
+            if status.st_size - status.st_blocks * 512 > HOLES_LIMIT_BYTES:
                 # Content that nobody has written and everybody would have to read.
                 digest, node.unread = None, "a sparse file with more holes than are worth reading"
             else:
@@ -396,6 +394,16 @@ def open_beneath(root_fd: int, relative: bytes, flags: int) -> int:
 
 def _identity(status: os.stat_result) -> Identity:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _known(status: os.stat_result, before: UpperNode | None) -> UpperNode | None:
+    """A file that is what it was when it was read."""
+    identity = _identity(status)
+    if before is None or before.state is None or before.identity != identity:
+        return None
+    if before.state.digest is None:
+        return None  # it could not be read then
+    return UpperNode(file_state("file", status, before.state.digest, None), identity)
 
 
 def _why_unread(error: OSError) -> str:
