@@ -621,3 +621,16 @@ def test_other_users_of_the_host_reach_neither_sockets_nor_layers(user: User) ->
     for name in ("run/host.sock", "run/launcher.sock", "trace.jsonl"):
         with contextlib.suppress(FileNotFoundError):
             assert stat.S_IMODE((user.substrate_home / name).stat().st_mode) & 0o077 == 0, name
+
+
+def test_a_world_whose_removal_was_cut_short_does_not_keep_the_host_from_starting(
+    project: Path,
+) -> None:
+    with new_user() as other:
+        assert other.run("world", "create", cwd=project).code == 0
+        assert other.run("down", cwd=project).code == 0
+        (world,) = (other.substrate_home / "worlds").iterdir()
+        shutil.rmtree(world / "execs")
+        done = other.run("up", cwd=project)
+        assert done.code == 0, done.err
+        assert other.run("down", "--worlds", cwd=project).code == 0

@@ -517,7 +517,11 @@ class Execs:
 
     def _read_execs(self, directory: Path) -> list[Exec]:
         found = []
-        for exec_directory in sorted((directory / "execs").iterdir()):
+        try:
+            listed = sorted((directory / "execs").iterdir())
+        except FileNotFoundError:
+            return []  # half removed: there is nothing left to record
+        for exec_directory in listed:
             if not exec_directory.is_dir():
                 continue  # what a look left behind
             try:
