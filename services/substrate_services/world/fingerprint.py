@@ -160,18 +160,35 @@ def compare_with_live(
     root: bytes, recorded: Mapping[bytes, FileFingerprint], leave_out: tuple[bytes, ...]
 ) -> BaseDifference:
     """What of a recorded project is no longer so on this host."""
-    changed = [
-        entry for entry in recorded.values() if not same_entry(entry, lstat_or_none(entry.path))
-    ]
+    changed: list[FileFingerprint] = []
+    # Recorded directories that are none now: below them is nothing, also where a link leads to it.
+    gone: set[bytes] = set()
+    above = os.path.dirname(root)
+    if os.path.realpath(above) != above:
+        gone.add(above)
+    for entry in sorted(recorded.values(), key=lambda entry: entry.path):
+        status = lstat_or_none(entry.path) if os.path.dirname(entry.path) not in gone else None
+        if stat.S_ISDIR(entry.mode) and (status is None or not stat.S_ISDIR(status.st_mode)):
+            gone.add(entry.path)
+        if not same_entry(entry, status):
+            changed.append(entry)
     added: list[bytes] = []
-    root_status = lstat_or_none(root)
+    root_status = lstat_or_none(root) if above not in gone else None
     if root_status is not None and stat.S_ISDIR(root_status.st_mode):
         for path, status in _entries(root):
             if status.st_dev != root_status.st_dev or is_below(path, leave_out):
                 continue
             if path not in recorded and not is_below(path, tuple(added[-64:])):
                 added.append(path)
-    return BaseDifference(tuple(changed), tuple(_topmost(added)))
+    # Below what was recorded as a file nothing is added: the file is put back instead.
+    return BaseDifference(
+        tuple(changed),
+        tuple(
+            path
+            for path in _topmost(added)
+            if (parent := recorded.get(os.path.dirname(path))) is None or stat.S_ISDIR(parent.mode)
+        ),
+    )
 
 
 def _topmost(paths: Iterable[bytes]) -> Iterator[bytes]:

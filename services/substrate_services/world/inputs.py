@@ -2,26 +2,30 @@
 
 Canonical JSON::
 
-    {"format":"substrate.inputs.v1","pins":[[PATH,DIGEST],…],"read":[FINGERPRINT,…],
-     "read_truncated":N}
+    {"format":"substrate.inputs.v1","pins":[[PATH,DIGEST],…],"moved":[[PATH,DIGEST],…],
+     "read":[FINGERPRINT,…],"read_truncated":N}
 
 ``pins`` names the content of project files that is kept, for the whole life of the world so far;
-``read`` has the fingerprints of base files outside the project that this step read.
+``read`` has the fingerprints of base files outside the project that this step read, and of those
+of the project that were not, or no longer, what the world began with; ``moved`` names the content
+of the latter.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from substrate_services.journal import bytesjson
-from substrate_services.journal.jsontypes import Fields, canonical_bytes
+from substrate_services.journal.jsontypes import Fields, JsonValue, canonical_bytes
 from substrate_services.journal.parts import file_fingerprint_from_json, file_fingerprint_to_json
 from substrate_services.journal.schema import FileFingerprint
 from substrate_services.objects.store import ObjectStore
 
 _FORMAT = "substrate.inputs.v1"
+# The inode number in the fingerprint of a file that changed while a step read it: no file has it.
+CHANGED_WHILE_READ = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class Inputs:
     pins: Mapping[bytes, str]
     read: tuple[FileFingerprint, ...] = ()
     read_truncated: int = 0
+    moved: Mapping[bytes, str] = field(default_factory=dict)
+
+    def content(self, path: bytes) -> str | None:
+        """Digest of what the step found in a file of the project; None where it is not kept."""
+        return self.moved.get(path) or self.pins.get(path)
 
 
 def put_inputs(store: ObjectStore, inputs: Inputs) -> str:
@@ -39,9 +48,8 @@ def put_inputs(store: ObjectStore, inputs: Inputs) -> str:
         canonical_bytes(
             {
                 "format": _FORMAT,
-                "pins": [
-                    [bytesjson.encode(path), digest] for path, digest in sorted(inputs.pins.items())
-                ],
+                "pins": _pairs_to_json(inputs.pins),
+                "moved": _pairs_to_json(inputs.moved),
                 "read": [file_fingerprint_to_json(entry) for entry in inputs.read],
                 "read_truncated": inputs.read_truncated,
             }
@@ -56,13 +64,22 @@ def get_inputs(store: ObjectStore, digest: str | None) -> Inputs:
     fields = Fields(json.loads(store.get(digest)), "inputs")
     if fields.text("format") != _FORMAT:
         raise fields.wrong("format", _FORMAT)
-    pins: dict[bytes, str] = {}
-    for item in fields.items("pins"):
-        if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], str):
-            raise fields.wrong("pins", "[path, digest] pairs")
-        pins[bytesjson.decode(item[0])] = item[1]
     return Inputs(
-        pins=pins,
+        pins=_pairs_from_json(fields, "pins"),
+        moved=_pairs_from_json(fields, "moved"),
         read=tuple(file_fingerprint_from_json(item) for item in fields.items("read")),
         read_truncated=fields.integer("read_truncated", 0),
     )
+
+
+def _pairs_to_json(digests: Mapping[bytes, str]) -> list[JsonValue]:
+    return [[bytesjson.encode(path), digest] for path, digest in sorted(digests.items())]
+
+
+def _pairs_from_json(fields: Fields, key: str) -> dict[bytes, str]:
+    digests: dict[bytes, str] = {}
+    for item in fields.items(key):
+        if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], str):
+            raise fields.wrong(key, "[path, digest] pairs")
+        digests[bytesjson.decode(item[0])] = item[1]
+    return digests

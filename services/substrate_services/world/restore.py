@@ -9,7 +9,9 @@ a tree that is not the recorded one unless the caller insists.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +23,18 @@ from substrate_services.world.base_mounts import BaseMount, is_below
 from substrate_services.world.fingerprint import (
     BaseDifference,
     compare_with_live,
+    fingerprint_of,
+    fingerprint_tree,
     lstat_or_none,
     same_entry,
 )
-from substrate_services.world.inputs import Inputs
+from substrate_services.world.inputs import CHANGED_WHILE_READ, Inputs
 from substrate_services.world.layers import Layer, UpperNode
 from substrate_services.world.layout import Layout, layer_of
 from substrate_services.world.snapshots import (
     BaseRecord,
     Snapshot,
+    SnapshotLayer,
     get_base,
     get_fingerprints,
     get_snapshot,
@@ -67,7 +72,9 @@ def plan_restore(
     snapshot_id: str,
     inputs: Inputs,
     mounts: tuple[BaseMount, ...],
+    *,
     leave_out: tuple[bytes, ...],
+    began_ns: int,
 ) -> RestorePlan:
     """Compare a recorded tree with this host and say what is missing; nothing is written.
 
@@ -77,37 +84,46 @@ def plan_restore(
         inputs: kept content, and fingerprints of base files that the step read.
         mounts: the host's mounts now.
         leave_out: host paths that worlds do not show.
+        began_ns: when the step began, in ns since the epoch.
 
     Raises:
         ObjectMissing, ObjectCorrupt: of the snapshot itself.
     """
     snapshot = get_snapshot(store, snapshot_id)
     base = get_base(store, snapshot.base)
+    roots = base.project.roots if base.project is not None else ()
     fingerprints: dict[bytes, FileFingerprint] = {}
     if base.fingerprints is not None:
         fingerprints = get_fingerprints(store, base.fingerprints)
-    missing = _missing_mounts(base, mounts)
+    seen = {entry.path: entry for entry in inputs.read if is_below(entry.path, roots)}
+    fingerprints.update(seen)
+    missing = _missing_mounts(store, base, snapshot, mounts)
     missing += _unread(store, snapshot)
-    moved = _has_redirects(store, snapshot)
     walks = {
         layer.mount_point: read_walk(store, layer.root)
         for layer in snapshot.layers
         if layer.layer_id not in ("home", "tmp")
     }
+    renamed = tuple(path for point, node in walks.items() for path in _renamed(point, node))
     changed: list[FileFingerprint] = []
     added: list[bytes] = []
-    for root in base.project.roots if base.project is not None else ():
+    for root in roots:
         part = {path: entry for path, entry in fingerprints.items() if is_below(path, (root,))}
         difference = compare_with_live(root, part, leave_out)
+        difference = _after(difference, began_ns, seen, fingerprints, leave_out)
+        missing += (
+            Missing(path, "changed below a directory that the world renamed")
+            for path in (*(entry.path for entry in difference.changed), *difference.added)
+            if is_below(path, renamed)
+        )
         # What the snapshot itself holds needs nothing of the host's.
         changed += (entry for entry in difference.changed if not _held(entry.path, walks))
         added += (path for path in difference.added if not _held(path, walks))
     for entry in changed:
-        if moved:
-            # It may show under another name, where a correction would not reach it.
-            missing.append(Missing(entry.path, "changed below a directory that the world renamed"))
+        if entry.ino == CHANGED_WHILE_READ:
+            missing.append(Missing(entry.path, "changed on the host while the step ran"))
         elif stat.S_ISREG(entry.mode):
-            digest = inputs.pins.get(entry.path)
+            digest = inputs.content(entry.path)
             if digest is None:
                 missing.append(Missing(entry.path, "changed on the host, and its content not kept"))
             elif not store.has(digest):
@@ -115,7 +131,7 @@ def plan_restore(
         elif not (stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):
             missing.append(Missing(entry.path, "a special file that changed on the host"))
     for entry in inputs.read:
-        if not same_entry(entry, lstat_or_none(entry.path)):
+        if entry.path not in seen and not same_entry(entry, lstat_or_none(entry.path)):
             missing.append(Missing(entry.path, "read by the step, and changed on the host since"))
     return RestorePlan(
         snapshot=snapshot,
@@ -125,6 +141,58 @@ def plan_restore(
         inputs=inputs,
         missing=tuple(missing[:MISSING_LIMIT]),
     )
+
+
+def _after(
+    difference: BaseDifference,
+    began_ns: int,
+    seen: Mapping[bytes, FileFingerprint],
+    fingerprints: dict[bytes, FileFingerprint],
+    leave_out: tuple[bytes, ...],
+) -> BaseDifference:
+    """The part of a difference that came after a step began.
+
+    What had come before, while the world lived, the step saw as it is now: it is no difference,
+    and goes into the fingerprints.
+    """
+    changed: list[FileFingerprint] = []
+    for entry in difference.changed:
+        status, since_ns = _live(entry.path)
+        if entry.path in seen or since_ns >= began_ns:
+            changed.append(entry)
+        elif status is None:
+            del fingerprints[entry.path]
+        else:
+            fingerprints[entry.path] = fingerprint_of(entry.path, status)
+    added: list[bytes] = []
+    for path in difference.added:
+        status = lstat_or_none(path)
+        if status is None:
+            continue
+        if status.st_ctime_ns >= began_ns:
+            added.append(path)
+            continue
+        for below in fingerprint_tree(path, leave_out):
+            if below.ctime_ns >= began_ns:
+                added.append(below.path)
+            else:
+                fingerprints[below.path] = below
+    return BaseDifference(tuple(changed), tuple(added))
+
+
+def _live(path: bytes) -> tuple[os.stat_result | None, int]:
+    """The entry at a path, no link followed on the way, and since when it, or its lack, is so."""
+    status = os.lstat(b"/")
+    here = b"/"
+    for name in path.strip(b"/").split(b"/"):
+        if not stat.S_ISDIR(status.st_mode):
+            return None, status.st_ctime_ns
+        here = os.path.join(here, name)
+        below = lstat_or_none(here)
+        if below is None:
+            return None, status.st_ctime_ns
+        status = below
+    return status, status.st_ctime_ns
 
 
 def correct(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
@@ -156,11 +224,16 @@ def correct(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
 
 def fill_uppers(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
     """Write the snapshot's upper layers into the new world's; they are not mounted yet."""
-    kept = {layer.layer_id: layer.root for layer in plan.snapshot.layers}
+    kept = {_place(layer): layer.root for layer in plan.snapshot.layers}
     for layer in layout.layers:
-        root = kept.get(layer.layer_id)
+        root = kept.get(_place(layer))
         if root is not None:
             materialise(store, root, Path(os.fsdecode(layer.upper)), layer.xattr)
+
+
+def _place(layer: Layer | SnapshotLayer) -> tuple[bytes, bool]:
+    """What a layer is for. Its id is no help: it counts mounts, and those come and go."""
+    return layer.mount_point, layer.layer_id in ("home", "tmp")
 
 
 def fill_home(store: ObjectStore, plan: RestorePlan, skeleton: Path) -> None:
@@ -208,13 +281,20 @@ def _held(path: bytes, walks: dict[bytes, UpperNode]) -> bool:
     return False
 
 
-def _has_redirects(store: ObjectStore, snapshot: Snapshot) -> bool:
-    return any(
-        entry.redirect is not None
-        for layer in snapshot.layers
-        if layer.root.digest is not None
-        for _path, entry in walk(store, layer.root.digest)
-    )
+def _renamed(mount_point: bytes, root: UpperNode) -> Iterator[bytes]:
+    """Base directories that a snapshot shows under other names, by the names in the base."""
+    pending = [(mount_point, root)]
+    while pending:
+        lower, node = pending.pop()
+        for name, child in node.children.items():
+            below = os.path.join(lower, name)
+            if child.redirect is not None:
+                # Absolute: from the layer's root. Relative: a name beside this one.
+                below = os.path.join(lower, child.redirect)
+                if child.redirect.startswith(b"/"):
+                    below = os.path.join(mount_point, child.redirect.lstrip(b"/"))
+                yield below
+            pending.append((below, child))
 
 
 def _unread(store: ObjectStore, snapshot: Snapshot) -> list[Missing]:
@@ -227,12 +307,27 @@ def _unread(store: ObjectStore, snapshot: Snapshot) -> list[Missing]:
     ]
 
 
-def _missing_mounts(base: BaseRecord, mounts: tuple[BaseMount, ...]) -> list[Missing]:
-    now = {mount.mount_point: mount.device for mount in mounts}
+def _missing_mounts(
+    store: ObjectStore, base: BaseRecord, snapshot: Snapshot, mounts: tuple[BaseMount, ...]
+) -> list[Missing]:
+    """Recorded mounts that matter to the tree, and are not there now.
+
+    Those matter that have to do with the project, or in which the world had written. What else the
+    step had from a mount it had by reading files, which are looked at one by one.
+    """
+    now = {mount.mount_point for mount in mounts}
+    roots = base.project.roots if base.project is not None else ()
+    written = {
+        layer.mount_point
+        for layer in snapshot.layers
+        if layer.root.digest is not None and get_dir(store, layer.root.digest)
+    }
+    points = [point for point, _fs_type, _device in base.mounts]
+    holders = {max((p for p in points if is_below(root, (p,))), key=len) for root in roots}
     return [
         Missing(point, f"the recorded mount ({fs_type}) is not there")
         for point, fs_type, _device in base.mounts
-        if point not in now
+        if point not in now and (point in written or point in holders or is_below(point, roots))
     ]
 
 
@@ -277,13 +372,15 @@ def _put_right(
                 os.setxattr(target, layer.xattr("opaque"), b"y")
         _dress(target, entry)
         return
-    if now is not None:
+    if now is not None and stat.S_ISDIR(now.st_mode):
+        shutil.rmtree(target)
+    elif now is not None:
         os.unlink(target)
     if stat.S_ISLNK(entry.mode):
         os.symlink(entry.target or b"", target)
     else:
         try:
-            write_object(store, plan.inputs.pins[entry.path], target)
+            write_object(store, plan.inputs.content(entry.path) or "", target)
         except ObjectMissing:
             os.unlink(target)
             raise

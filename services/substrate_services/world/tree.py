@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from substrate_services.journal.jsontypes import canonical_bytes
 from substrate_services.journal.parts import change_to_json
@@ -24,7 +24,7 @@ from substrate_services.world.fingerprint import (
     lstat_or_none,
     same_entry,
 )
-from substrate_services.world.inputs import Inputs, put_inputs
+from substrate_services.world.inputs import CHANGED_WHILE_READ, Inputs, put_inputs
 from substrate_services.world.layers import LowerView, UpperNode, walk_upper
 from substrate_services.world.layout import Layout, layer_of, what_is_hidden
 from substrate_services.world.snapshots import (
@@ -130,16 +130,17 @@ class WorldTree:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def finish_step(self, reads: tuple[bytes, ...]) -> StepEffects:
+    def finish_step(self, reads: tuple[bytes, ...], began_ns: int) -> StepEffects:
         """Find what changed since the last step, and keep what a replay of it will need.
 
         Args:
             reads: absolute paths, in the world, that the step opened for reading.
+            began_ns: when it began, in ns since the epoch.
         """
         with self._lock:
             walks = self._walk_all()
             changes = tuple(self._finder.changes(self._walks, walks))
-            inputs = self._keep_inputs(reads, changes)
+            inputs = self._keep_inputs(reads, changes, began_ns)
             effects = StepEffects(
                 changes=changes,
                 changes_digest=self._store.put(
@@ -200,30 +201,63 @@ class WorldTree:
     def _hash_lower(self, path: bytes, status: os.stat_result) -> str:
         """Digest of a base file that a step changed or removed; a patch will want to show it."""
         recorded = self._fingerprints.get(path)
-        if recorded is not None and self._pins.pin(self._store, recorded):
+        # Not one that was edited on the host since: a step changed what it found.
+        unmoved = recorded is not None and same_entry(recorded, status)
+        if recorded is not None and unmoved and self._pins.pin(self._store, recorded):
             return self._pins.digests[path]
         if status.st_size <= PIN_FILE_LIMIT_BYTES:
             return self._store.put_file(path)
         return hash_file(path)
 
-    def _keep_inputs(self, reads: tuple[bytes, ...], changes: tuple[Change, ...]) -> str | None:
+    def _keep_inputs(
+        self, reads: tuple[bytes, ...], changes: tuple[Change, ...], began_ns: int
+    ) -> str | None:
         """Pin what the step read of the project, and remember what it read elsewhere."""
-        outside: list[FileFingerprint] = []
+        read: dict[bytes, FileFingerprint] = {}
+        moved: dict[bytes, str] = {}
         changed = {change.path for change in changes}
+        roots = self._layout.project.roots if self._layout.project is not None else ()
         for path in reads[:INPUT_LIMIT]:
             recorded = self._fingerprints.get(path)
-            if recorded is not None:
+            if recorded is not None and same_entry(recorded, lstat_or_none(path)):
                 self._pins.pin(self._store, recorded)
+            elif is_below(path, roots):
+                self._keep_moved(path, roots, began_ns, read, moved)
             elif path not in changed:
                 lower = self._lower_file(path)
                 if lower is not None:
-                    outside.append(lower)
-        if not outside and not self._pins.digests:
+                    read[path] = lower
+        if not read and not self._pins.digests:
             return None
+        unread = max(0, len(reads) - INPUT_LIMIT)
         return put_inputs(
-            self._store,
-            Inputs(self._pins.digests, tuple(outside), max(0, len(reads) - INPUT_LIMIT)),
+            self._store, Inputs(self._pins.digests, tuple(read.values()), unread, moved)
         )
+
+    def _keep_moved(
+        self,
+        path: bytes,
+        roots: tuple[bytes, ...],
+        began_ns: int,
+        read: dict[bytes, FileFingerprint],
+        moved: dict[bytes, str],
+    ) -> None:
+        """Keep a file of the project that the host has changed or added since the world began."""
+        lower = self._lower_file(path)
+        if lower is None:
+            return  # the world's own
+        if lower.ctime_ns >= began_ns:
+            # While the step ran: nobody knows which of the two it read.
+            read[path] = replace(lower, ino=CHANGED_WHILE_READ)
+            return
+        pins = Pins({})
+        read[path] = lower
+        if pins.pin(self._store, lower):
+            moved[path] = pins.digests[path]
+        above = os.path.dirname(path)
+        while is_below(above, roots) and above not in self._fingerprints and above not in read:
+            read[above] = fingerprint_of(above)
+            above = os.path.dirname(above)
 
     def _lower_file(self, path: bytes) -> FileFingerprint | None:
         """The base file that the world showed at ``path``; None if it came from elsewhere."""
