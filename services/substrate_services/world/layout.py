@@ -69,6 +69,7 @@ class LayoutRequest:
         project: the directory whose changes matter most, or None where there is none.
         base: the host's mounts.
         per_directory: overlay each top-level directory by itself (rootless).
+        id_mapped: layers are mounted with mapped ids, which not every file system can.
         preload_dir: host directory with the telemetry library.
     """
 
@@ -80,6 +81,7 @@ class LayoutRequest:
     base: tuple[BaseMount, ...]
     per_directory: bool
     preload_dir: bytes
+    id_mapped: bool = False
 
 
 def make_layout(request: LayoutRequest) -> Layout:
@@ -95,6 +97,7 @@ class _Builder:
         self._request = request
         self._layers: list[Layer] = []
         self._ops: list[MountOp] = []
+        self._left_out: list[bytes] = []
         self._fixtures = request.directory / "fixtures"
         home = request.home
         usable = home.startswith(b"/") and home != b"/" and not is_below(home, _OWN_ROOTS)
@@ -134,14 +137,25 @@ class _Builder:
         _copy_attributes(b"/", upper)
         for mount in request.base:
             path = mount.mount_point
-            if path == b"/" or is_below(path, (request.substrate_home,)):
+            if path == b"/" or is_below(path, (request.substrate_home, *self._left_out)):
                 continue
             if is_below(path, self._covers) and not is_below(path, self._shown):
                 continue
-            if mount.is_dir:
+            if request.id_mapped and self._cannot_be_mapped(mount):
+                self._left_out.append(path)
+            elif mount.is_dir:
                 self._add_overlay(_layer_id("mount", path), path, path)
             elif os.path.isfile(path):
                 self._ops.append(Bind(path, path))
+
+    def _cannot_be_mapped(self, mount: BaseMount) -> bool:
+        """Whether a mount would keep the world from being made, and the project can do without."""
+        project = self._request.project
+        roots = project.roots if project is not None else ()
+        if any(is_below(root, (mount.mount_point,)) for root in roots):
+            return False  # it fails, and says why
+        fs_type = mount.fs_type.partition(b".")[0]
+        return mount.is_dir and fs_type in _NOT_ID_MAPPABLE
 
     def _fillable(self, path: bytes) -> tuple[bytes, ...]:
         """Covers, other than ``path`` itself, in which a mount point can be made later."""
@@ -273,7 +287,7 @@ class _Builder:
         return Layout(
             layers=tuple(self._layers),
             mounts=tuple(self._ops),
-            masks=masks,
+            masks=(*masks, *(_left_out(path) for path in self._left_out)),
             home=self._home,
             covers=self._covers,
             shown=self._shown,
@@ -370,6 +384,16 @@ def _aliases(masks: tuple[Mask, ...], base: tuple[BaseMount, ...]) -> tuple[Mask
             if path != mask.path and os.path.lexists(path):
                 found[path] = replace(mask, path=path)
     return tuple(found.values())
+
+
+def _left_out(path: bytes) -> Mask:
+    return Mask(
+        path,
+        is_dir=True,
+        rule="mount-not-id-mappable",
+        fix="a world of root shows its files under other ids, which this file system cannot; "
+        "copy what the command needs into the project, or run as an ordinary user",
+    )
 
 
 def _copy_attributes(source: bytes, target: Path) -> None:

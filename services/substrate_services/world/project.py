@@ -10,7 +10,8 @@ from substrate_services.journal.jsontypes import Fields, JsonObject
 from substrate_services.journal.parts import byte_items, byte_list, opt_bytes
 from substrate_services.world.base_mounts import is_below
 
-_CREDENTIALS = (b".ssh", b".aws", b".gnupg", b".kube", b".docker", b".config/gcloud", b".azure")
+# Directories of a home that hold keys and tokens.
+CREDENTIALS = (b".ssh", b".aws", b".gnupg", b".kube", b".docker", b".config/gcloud", b".azure")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def find_project(cwd: bytes, homes: tuple[bytes, ...], hidden: bytes) -> Project
             f"{os.fsdecode(cwd)} belongs to the recorder; run from the directory of your code"
         )
     for home in homes:
-        for name in _CREDENTIALS:
+        for name in CREDENTIALS:
             if is_below(cwd, (os.path.join(home, name),)):
                 raise ProjectRefused(
                     f"{os.fsdecode(cwd)} holds credentials and cannot be a project; "

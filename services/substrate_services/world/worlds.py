@@ -306,6 +306,7 @@ class Worlds:
                 base=mounts,
                 per_directory=per_directory,
                 preload_dir=os.fsencode(self._preload_dir),
+                id_mapped=self._backend.capabilities().id_mapping == "range",
             )
         )
         save_layout(directory, layout)
