@@ -43,6 +43,12 @@ PRELOAD_LIBRARY = PRELOAD_DIR + b"/libsubstrate_preload.so"
 SEGMENTS = b"/run/substrate/seg"
 _OWN_ROOTS = (b"/proc", b"/sys", b"/dev", RUNTIME)
 
+# File systems without FS_ALLOW_IDMAP (mount_setattr(2)), by the first word of their type. A machine
+# with containers has an overlay for each of them.
+_NOT_ID_MAPPABLE = frozenset(
+    b"overlay fuse fuseblk nfs nfs4 9p cifs smb3 ecryptfs iso9660 udf ramfs vboxsf aufs".split()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
