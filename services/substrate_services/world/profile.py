@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import glob
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from substrate_services.world.base_mounts import is_below
+from substrate_services.world.project import CREDENTIALS
 
 # Directories below the home that hold programs, not secrets. Shown copy-on-write.
 HOME_TOOLCHAINS = (
@@ -138,7 +142,27 @@ def system_masks(
         for path in (b"/root", b"/home")
         if os.path.isdir(path) and path != home and path not in emptied
     ]
+    masks += [
+        Mask(path, os.path.isdir(path), "other-homes", others_fix)
+        for path in _credentials_elsewhere()
+    ]
     return tuple(masks)
+
+
+def _credentials_elsewhere() -> list[bytes]:
+    """Keys and tokens of service accounts, whose homes lie among programs and data.
+
+    Such a home (/var/lib/postgresql, /srv/ci) may be what a command works on, so only what is
+    known to hold credentials is hidden. A deny list: the homes of people are not shown at all.
+    """
+    homes = {os.fsencode(entry.pw_dir) for entry in pwd.getpwall()}
+    return sorted(
+        path
+        for home in homes
+        if home not in (b"/", b"") and not is_below(home, (b"/root", b"/home"))
+        for name in (*CREDENTIALS, b".netrc", b".git-credentials", b".pgpass", b".npmrc")
+        if os.path.lexists(path := os.path.join(home, name))
+    )
 
 
 def toolchains(home: bytes) -> tuple[bytes, ...]:
