@@ -129,6 +129,28 @@ def test_changes_in_a_directory_that_the_world_renamed_are_named(
     ]
 
 
+@pytest.mark.parametrize("damage", ["remove", "overwrite"])
+@pytest.mark.parametrize("which", ["snapshot", "upper"])
+def test_a_tree_whose_objects_are_gone_is_not_run(
+    user: User, world: World, which: str, damage: str
+) -> None:
+    unique = f"{which} {damage} {os.urandom(8).hex()}\n"
+    made = world.files.write("kept", unique.encode())
+    later = world.run("cat kept")
+    assert later.stdout == unique
+    (change,) = [change for change in made.changes if change.path.endswith("kept")]
+    assert change.after is not None
+    digest = later.snapshot_before if which == "snapshot" else change.after.digest
+    assert digest is not None
+    path = user.substrate_home / "objects" / digest[:2] / digest[2:]
+    path.unlink()
+    if damage == "overwrite":
+        path.write_bytes(b"junk")
+    found, report = verdict(user, later.span_id)
+    assert found == "not_run", report
+    assert digest in report["missing"][0]["reason"]
+
+
 @pytest.mark.root
 def test_mounts_that_come_and_go_matter_only_where_the_step_had_to_do_with_them(
     user: User, git_checkout: Path

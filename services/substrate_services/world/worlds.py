@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from substrate_services.journal.jsontypes import JsonValue
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import FileFingerprint
 from substrate_services.journal.writer import Journal
-from substrate_services.objects.errors import ObjectError
+from substrate_services.objects.errors import ObjectCorrupt, ObjectError, ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
@@ -283,9 +284,11 @@ class Worlds:
         login_home = _login_home()
         mounts = read_base_mounts()
         plan: RestorePlan | None = None
+        span_id = request.before_span_id or ""
         home = request.caller_env.get(b"HOME", b"") or login_home
         if request.before_span_id is not None:
-            plan = self._plan(request, mounts)
+            with _not_restorable_without_objects(span_id):
+                plan = self._plan(request, mounts)
             project, home, login_home = plan.base.project, plan.base.home, plan.base.login_home
             cwd = request.cwd or b"/"
         else:
@@ -311,9 +314,10 @@ class Worlds:
         )
         save_layout(directory, layout)
         if plan is not None:
-            correct(self._store, plan, layout)
-            fill_home(self._store, plan, directory / "fixtures" / "home")
-            fill_uppers(self._store, plan, layout)
+            with _not_restorable_without_objects(span_id):
+                correct(self._store, plan, layout)
+                fill_home(self._store, plan, directory / "fixtures" / "home")
+                fill_uppers(self._store, plan, layout)
         base = BaseRecord(
             mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
             project=project,
@@ -624,6 +628,15 @@ def _empty(directory: int, top: int, fresh: Iterator[str]) -> list[str]:
             os.chmod(name, stat.S_IRWXU, dir_fd=directory)
             os.rename(name, next(fresh), src_dir_fd=directory, dst_dir_fd=top)
     return directories
+
+
+@contextlib.contextmanager
+def _not_restorable_without_objects(span_id: str) -> Iterator[None]:
+    """Say of a recorded tree whose objects are gone or damaged that it cannot be had."""
+    try:
+        yield
+    except (ObjectMissing, ObjectCorrupt) as error:
+        raise NotRestorable(span_id, (Missing(b"/", str(error)),)) from error
 
 
 def _refuse_what_is_not_built(request: WorldRequest) -> None:
