@@ -34,5 +34,8 @@ def signal_number(name: str) -> int:
     try:
         return signal.Signals[name].value
     except KeyError:
+        _, above, offset = name.partition("SIGRTMIN+")  # those have no names of their own
+        if above and offset.isdigit():
+            return int(signal.SIGRTMIN) + int(offset)
         digits = name.removeprefix("SIG")
         return int(digits) if digits.isdigit() else signal.SIGKILL.value

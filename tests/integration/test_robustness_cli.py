@@ -28,3 +28,8 @@ def test_closed_standard_streams_are_like_dev_null(
     )
     assert done.returncode == 0, done.stderr
     assert shown in done.stderr.decode()
+
+
+def test_a_signal_without_a_name_of_its_own_has_its_number(user: User, git_checkout: Path) -> None:
+    done = user.run("run", "-q", "--", "sh", "-c", "kill -40 $$", cwd=git_checkout)
+    assert done.code == 128 + 40, done.err
