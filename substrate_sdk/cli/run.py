@@ -74,7 +74,7 @@ def main(args: list[str]) -> int:
         world = _world(sub, options, inside)
         try:
             result = run_in(world, given, options)
-            report(world, given, result, options, quiet=options.quiet or _hushed(name))
+            report(world, result, options, quiet=options.quiet or _hushed(name))
         finally:
             if not inside and not options.keep:
                 world.remove()
@@ -173,15 +173,8 @@ class _Copy:
             self._proc.signal("PIPE")
 
 
-def report(
-    world: World,
-    command: CommandLike,
-    result: Result,
-    options: argparse.Namespace,
-    *,
-    quiet: bool,
-) -> None:
-    """Say what came of it: one JSON object, or a summary, and always why nothing ran."""
+def report(world: World, result: Result, options: argparse.Namespace, *, quiet: bool) -> None:
+    """Say what came of it: one JSON object, or a summary, and always what policy refused."""
     if options.json:
         print_json(result.to_json())
         return
@@ -189,11 +182,6 @@ def report(
         rule = result.decision.rule
         where = f" ({result.decision.source})" if result.decision.source else ""
         say(f"substrate: denied by rule {rule}{where}: {result.decision.reason}")
-    elif result.exit_code in (126, 127) and result.coverage.reasons == ("it never ran",):
-        # Nobody else says so: there was no shell that could have.
-        why = "command not found" if result.exit_code == 127 else "it cannot be executed"
-        words = [command] if isinstance(command, bytes) else command
-        say(f"substrate: {os.fsdecode(words[0])}: {why}")
     if not quiet:
         from substrate_sdk.cli.summary import summary
         from substrate_sdk.cli.text import Style

@@ -130,7 +130,7 @@ def _exec(args: list[str]) -> int:
     with open_substrate(options) as sub:
         world = sub.connect(world_id, agent_id=options.agent)
         result = run.run_in(world, given, options)
-        run.report(world, given, result, options, quiet=options.quiet)
+        run.report(world, result, options, quiet=options.quiet)
     return exit_code(result)
 
 
