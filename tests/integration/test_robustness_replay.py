@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from substrate_sdk.client.sync import World
+from substrate_services.world.fingerprint import PIN_BUDGET_FILES
 from tests.users import Json, User, read_some
 
 LOOK = (
@@ -105,7 +106,6 @@ def test_a_file_that_changed_while_the_step_ran_is_named(
     assert read_some(proc) == b"data\n"
     (project / "data").write_text("edited meanwhile\n")
     proc.stdin.write(b"\n")
-    proc.stdin.close()
     span = proc.wait().span_id
     found, report = verdict(user, span)
     assert found == "not_run", report
@@ -127,6 +127,34 @@ def test_changes_in_a_directory_that_the_world_renamed_are_named(
         str(project / "dir" / "a"),
         str(project / "dir" / "deep" / "new"),
     ]
+
+
+def test_files_that_were_read_through_links_count_as_read(user: User, git_checkout: Path) -> None:
+    many = git_checkout / "many"  # too many for the whole project to be kept
+    many.mkdir()
+    for number in range(PIN_BUDGET_FILES + 1):
+        (many / str(number)).touch()
+    (git_checkout / "real").mkdir()
+    for name in ("real/file", "real/other"):
+        (git_checkout / name).write_text("kept\n")
+    (git_checkout / "to-dir").symlink_to("real")
+    (git_checkout / "to-file").symlink_to("real/other")
+    outside = Path(f"/var/tmp/sb-{os.getpid()}-links")
+    outside.mkdir()
+    try:
+        (outside / "real").write_text("one\n")
+        (outside / "link").symlink_to("real")
+        words = ("cat", "to-dir/file", "to-file", str(outside / "link"))
+        span = user.run_json(*words, cwd=git_checkout)["span_id"]
+        for name in ("real/file", "real/other"):
+            (git_checkout / name).write_text("edited\n")
+        assert verdict(user, span)[0] == "identical"
+        (outside / "real").write_text("two\n")
+        found, report = verdict(user, span)
+        assert found == "not_run", report
+        assert [item["path"] for item in report["missing"]] == [str(outside / "real")]
+    finally:
+        shutil.rmtree(outside)
 
 
 @pytest.mark.parametrize("damage", ["remove", "overwrite"])

@@ -217,7 +217,7 @@ class WorldTree:
         moved: dict[bytes, str] = {}
         changed = {change.path for change in changes}
         roots = self._layout.project.roots if self._layout.project is not None else ()
-        for path in reads[:INPUT_LIMIT]:
+        for path in _real_paths(reads[:INPUT_LIMIT]):
             recorded = self._fingerprints.get(path)
             if recorded is not None and same_entry(recorded, lstat_or_none(path)):
                 self._pins.pin(self._store, recorded)
@@ -273,6 +273,22 @@ class WorldTree:
         if is_below(lower.host_path, self._leave_out):
             return None
         return fingerprint_of(lower.host_path, lower.status)
+
+
+def _real_paths(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The files that paths lead to on the host: a program names libraries and links, not files."""
+    directories: dict[bytes, bytes] = {}
+    found: dict[bytes, None] = {}
+    for path in paths:
+        above, name = os.path.split(path)
+        if above not in directories:
+            directories[above] = os.path.realpath(above)
+        real = os.path.join(directories[above], name)
+        if os.path.islink(real):
+            found[real] = None  # a link of the project: it is in the fingerprints itself
+            real = os.path.realpath(real)
+        found[real] = None
+    return tuple(found)
 
 
 def _with_fingerprints(base: BaseRecord, digest: str | None) -> BaseRecord:
