@@ -129,6 +129,27 @@ def test_changes_in_a_directory_that_the_world_renamed_are_named(
     ]
 
 
+@pytest.mark.needs_git
+@pytest.mark.parametrize("version", ["2", "4"])
+def test_git_looks_at_an_edited_checkout_and_does_the_same(
+    user: User, project: Path, version: str
+) -> None:
+    git = ["git", "-c", "user.name=T", "-c", "user.email=t@example.invalid"]
+    for words in (["add", "."], ["update-index", "--index-version", version]):
+        subprocess.run([*git, *words], cwd=project, check=True)
+    subprocess.run([*git, "commit", "-qm", "all"], cwd=project, check=True)
+    looked = user.run_json("git", "status", "--porcelain", cwd=project)["span_id"]
+    script = "echo x > fresh; git add fresh; git rm -q data; git ls-files --stage"
+    added = user.run_json("sh", "-c", script, cwd=project)["span_id"]
+    (project / "data").write_text("edited\n")
+    (project / "README.md").write_text("edited\n")
+    for span in (looked, added):
+        found, report = verdict(user, span)
+        assert found == "identical", report
+        assert report["normalisation"].get("git_index") == 1, report
+        assert "changes" in report["compared"]
+
+
 def test_files_that_were_read_through_links_count_as_read(user: User, git_checkout: Path) -> None:
     many = git_checkout / "many"  # too many for the whole project to be kept
     many.mkdir()

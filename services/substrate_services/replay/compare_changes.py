@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from substrate_services.journal.schema import Change, FileState
 from substrate_services.replay.divergence import Cause, Divergence, NotCompared
+from substrate_services.replay.git_index import LIMIT_BYTES, is_git_index, without_status
 from substrate_services.replay.normalise import PairNormaliser
 from substrate_services.replay.observed import ObjectReader
 from substrate_services.replay.outputs import ExactLines, compare_streams
@@ -46,6 +47,9 @@ def compare_changes(
     contents = _Contents(objects)
     unhashed = 0
     for old, new in _paired(recorded, replayed, names):
+        if contents.differ_in_git_status_only(old, new):
+            names.hits["git_index"] = names.hits.get("git_index", 0) + 1
+            continue
         if old is None or new is None:
             if not omitted:
                 result.divergences.append(_one_sided(old, new))
@@ -221,6 +225,37 @@ class _Contents:
             line=difference.line,
             offset=difference.offset,
         )
+
+    def differ_in_git_status_only(self, old: Change | None, new: Change | None) -> bool:
+        """Whether an index of git was written on one side only, or on both, to the same effect."""
+        one = old or new
+        if self._objects is None or one is None or not is_git_index(one.path):
+            return False
+        if old is None or new is None:
+            pair = one.before, one.after
+        elif _different_start(old.before, new.before):
+            return False
+        else:
+            pair = old.after, new.after
+        before, after = pair
+        if before is None or after is None or before.digest == after.digest:
+            return False
+        if (before.kind, before.mode, before.uid, before.gid) != (
+            after.kind,
+            after.mode,
+            after.uid,
+            after.gid,
+        ):
+            return False
+        first = self._git_index(before)
+        return first is not None and first == self._git_index(after)
+
+    def _git_index(self, state: FileState) -> bytes | None:
+        assert self._objects is not None
+        if state.digest is None or state.size > LIMIT_BYTES or not self._objects.has(state.digest):
+            return None
+        with self._objects.open(state.digest) as stream:
+            return without_status(stream.read())
 
     def _binary(self, digest: str) -> bool:
         assert self._objects is not None
