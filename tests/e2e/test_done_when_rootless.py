@@ -100,7 +100,6 @@ def test_a_step_replays_identical_after_the_host_has_moved_on(
     assert (code, report["verdict"]) == (0, "identical"), report
 
 
-@pytest.mark.xfail(reason="an overlay cannot copy up a directory whose owner its user has not")
 def test_a_project_below_a_directory_of_another_owner_can_be_changed(
     rootless: User, own_checkout: Path
 ) -> None:

@@ -193,6 +193,19 @@ class _Builder:
                 self._add_overlay(_layer_id("top", path), path, path)
         if directory == b"/":
             self._write_ld_preload_of_its_own()
+            self._overlay_project()
+
+    def _overlay_project(self) -> None:
+        """Give the project a layer of its own.
+
+        A write copies up the directories above it as far as the layer goes, and in a user
+        namespace those that belong to others cannot be given their owners (EOVERFLOW).
+        """
+        project = self._request.project
+        points = {layer.mount_point for layer in self._layers}
+        for root in project.roots if project is not None else ():
+            if root not in points:
+                self._add_overlay(_layer_id("project", root), root, root)
 
     def _is_not_wanted(self, path: bytes) -> bool:
         if is_below(path, (*_OWN_ROOTS, b"/lost+found")):
