@@ -179,6 +179,7 @@ span = st.builds(
     replay_of_trace=st.none() | text,
     utc_offset_ns=st.none() | whole,
     hosts=tuples(text),
+    shared=st.booleans(),
     project=st.none() | st.binary(max_size=20),
 )
 

@@ -182,6 +182,7 @@ def span_to_line(record: SpanRecord, origin: Origin = DEFAULT_ORIGIN) -> JsonObj
         "snapshot_after": record.snapshot_after,
         "inputs_digest": record.inputs_digest,
         "hosts": parts.text_list(record.hosts),
+        "shared": record.shared,
         "graph_edges": _graph_edges(record),
         "labels": parts.pairs_to_json(record.labels),
         "world_fs_strategy_primary": origin.fs_strategy,
@@ -236,6 +237,7 @@ def span_from_line(line: JsonObject) -> SpanRecord:
         utc_offset_ns=fields.opt_integer("utc_offset_ns"),
         project=parts.opt_bytes(fields, "project"),
         hosts=parts.texts(fields, "hosts"),
+        shared=fields.flag("shared", False),
     )
 
 

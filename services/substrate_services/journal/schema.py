@@ -199,3 +199,4 @@ class SpanRecord:
     utc_offset_ns: int | None = None  # UTC minus CLOCK_BOOTTIME at the start, to date processes
     hosts: tuple[str, ...] = ()  # what it connected to, or tried to, bounded
     project: bytes | None = None  # on the host
+    shared: bool = False  # other processes ran in the world meanwhile: changes may be theirs

@@ -14,6 +14,7 @@ with the entries sorted by the bytes of their names, and in each ENTRY
     opaque                                 true where the overlay hides the lower directory
     redirect                               the overlay's redirect, where there is one
     xattrs                                 [[name, value], …] sorted by name, where there are any
+    link                                   of files that have another name: that name, from the root
 
 Names, targets and xattrs are bytes in JSON (journal/bytesjson.py). What holds its default is left
 out, so equal directories have equal bytes and one digest.
@@ -60,6 +61,7 @@ class TreeEntry:
     opaque: bool = False  # the directory hides the one below it
     redirect: bytes | None = None  # value of the overlay's redirect xattr
     xattrs: tuple[tuple[bytes, bytes], ...] = ()  # sorted by name
+    link: bytes | None = None  # another name of the same file, relative to the tree's root
 
 
 class Blobs(Protocol):
@@ -155,6 +157,8 @@ def entry_to_json(entry: TreeEntry) -> JsonObject:
         out["opaque"] = True
     if entry.redirect is not None:
         out["redirect"] = bytesjson.encode(entry.redirect)
+    if entry.link is not None:
+        out["link"] = bytesjson.encode(entry.link)
     if entry.xattrs:
         out["xattrs"] = [
             [bytesjson.encode(name), bytesjson.encode(value)]
@@ -182,6 +186,7 @@ def entry_from_json(value: JsonValue, where: str = "entry") -> TreeEntry:
         opaque=fields.flag("opaque", False),
         redirect=parts.opt_bytes(fields, "redirect"),
         xattrs=parts.env_from_json(fields, "xattrs"),
+        link=parts.opt_bytes(fields, "link"),
     )
 
 

@@ -180,11 +180,17 @@ class _Comparer:
         ends = (describe_exit(old).encode(), describe_exit(new).encode())
         self.divergences.append(Divergence("exit", cause, "exit", *ends))
 
+    def _shared(self) -> str | None:
+        for side, run in self._sides():
+            if run.changes_shared:
+                return f"other commands ran in the world during the {side}: changes may be theirs"
+        return None
+
     def _changes(self) -> None:
         mtime = self.options.mtime
         if not mtime:
             self._skip("mtime", "modification times are compared only when asked for")
-        interrupted = self._interrupted()
+        interrupted = self._interrupted() or self._shared()
         if interrupted is not None:
             self._skip("changes", interrupted)
             if mtime:

@@ -76,6 +76,7 @@ class Observed:
     facts: RunFacts = field(default_factory=RunFacts)
     pty: bool = False
     changes_omitted: int = 0  # changes made but not in `changes`
+    changes_shared: bool = False  # some may be those of other commands
     processes: tuple[Process, ...] = ()
     processes_omitted: int = 0
     files_read: tuple[FileRead, ...] | None = None  # None: not recorded
@@ -141,6 +142,7 @@ def observe(
         ),
         pty=span.action.pty,
         changes_omitted=span.changes_truncated if changes is None else 0,
+        changes_shared=span.shared,
         processes=tree,
         processes_omitted=span.processes_truncated if processes is None else 0,
         files_read=files_read,

@@ -102,6 +102,7 @@ class Exec:
     failure: Exception | None = None  # why there is no record
     ended: Ended | None = None
     attempt: Attempt | None = None
+    shared: bool = False  # something else ran in the world meanwhile
     stdin_pipe: bool = False
     stdin_received: int = 0
     killed_by_user: bool = False
@@ -242,6 +243,7 @@ class Execs:
         log_fd = os.open(
             exec_.output_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
+        await self._mark_shared(world, exec_)
         world.running += 1
         try:
             started = await world.init.start(
@@ -275,6 +277,30 @@ class Execs:
         exec_.start = _with_first_pid(exec_.start, started.pid)
         if fed:
             self._track(self._feed(world, exec_, action.stdin_digest))
+
+    async def _mark_shared(self, world: World, exec_: Exec) -> None:
+        """Say of all that runs in the world at the same time that it does.
+
+        The changes of a step are what differs between two walks, so they are the step's own only
+        if nothing else was at work.
+        """
+        others = [
+            other
+            for other in self._execs.get(world.spec.world_id, {}).values()
+            if other is not exec_ and other.phase != "finished" and other.pid
+        ]
+        for other in others:
+            other.shared = True
+        left_running = False
+        if world.has_background:
+            # What an earlier command left behind may have ended by now.
+            running = {other.exec_id for other in others}
+            processes = await world.init.processes()
+            left_running = any(
+                process.exec_id and process.exec_id not in running for process in processes
+            )
+            world.has_background = left_running
+        exec_.shared = bool(others) or left_running
 
     def _resolve(
         self, world: World, request: ExecRequest
@@ -452,13 +478,14 @@ class Execs:
         again = exec_.ended is not None
         exec_.phase = "recording"
         exec_.ended = ended
+        world.has_background = world.has_background or ended.remaining > 0
         if ended.message and not again:
             # There was no program to say it; clients hear it where the program's words would be.
             with exec_.output_log.open("ab") as log:
                 log.write(encode_frame(time.monotonic_ns(), Stream.STDERR, ended.message))
         exec_.output.finish()
         if exec_.attempt is None:
-            exec_.attempt = Attempt(exec_.start, exec_.directory)
+            exec_.attempt = Attempt(exec_.start, exec_.directory, shared=exec_.shared)
         try:
             async with exec_.recording:
                 if exec_.record is None:

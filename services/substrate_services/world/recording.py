@@ -60,6 +60,7 @@ class Attempt:
     directory: Path
     telemetry: StepTelemetry = field(default_factory=StepTelemetry)
     effects: StepEffects | None = None
+    shared: bool = False  # something else ran in the world meanwhile
     queued: SpanRecord | None = None  # its lines are with the writer, and may be on disk
 
 
@@ -159,7 +160,10 @@ class Recorder:
             )
             attempt.telemetry = replace(
                 attempt.telemetry,
-                coverage=_less_what_is_unread(attempt.telemetry.coverage, attempt.effects.unread),
+                coverage=_less_what_is_shared(
+                    _less_what_is_unread(attempt.telemetry.coverage, attempt.effects.unread),
+                    attempt.shared,
+                ),
             )
         telemetry, effects = attempt.telemetry, attempt.effects
         record = attempt.queued
@@ -256,6 +260,17 @@ class EventSink:
             return _put_spool(self._store, self._spool, self._size)
 
 
+def _less_what_is_shared(coverage: Coverage, shared: bool) -> Coverage:
+    if not shared:
+        return coverage
+    reason = "other commands ran in the world at the same time: changes may be theirs"
+    return replace(
+        coverage,
+        state="partial" if coverage.state == "full" else coverage.state,
+        reasons=(*coverage.reasons, reason),
+    )
+
+
 def _less_what_is_unread(coverage: Coverage, unread: Sequence[tuple[bytes, str]]) -> Coverage:
     """The coverage, where content of files that a step left could not be kept."""
     if not unread:
@@ -332,4 +347,5 @@ def _record(
         utc_offset_ns=start.utc_offset_ns,
         hosts=telemetry.hosts[:INLINE_HOSTS],
         project=start.project,
+        shared=attempt.shared,
     )

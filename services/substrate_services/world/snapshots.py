@@ -89,7 +89,8 @@ def put_snapshot(
     """Keep the walked layers; returns the snapshot's id."""
     encoded: list[JsonValue] = []
     for layer in layers:
-        root = _put_node(store, _ROOT, walks[layer.layer_id])
+        walk = walks[layer.layer_id]
+        root = _put_node(store, _ROOT, walk, _hard_links(walk))
         encoded.append(
             {
                 "layer_id": layer.layer_id,
@@ -176,17 +177,38 @@ def get_fingerprints(store: ObjectStore, digest: str) -> dict[bytes, FileFingerp
 
 def put_directory(store: ObjectStore, node: UpperNode) -> str:
     """Keep a walked directory; returns the digest of its directory object."""
-    return _put_node(store, _ROOT, node).digest or ""
+    return _put_node(store, _ROOT, node, {}).digest or ""
 
 
-def _put_node(store: ObjectStore, name: bytes, node: UpperNode) -> TreeEntry:
+def _hard_links(root: UpperNode) -> dict[int, bytes]:
+    """Of files with several names, all but one: id of the node → the name that stands for it."""
+    names: dict[int, bytes] = {}  # inode → the first name met
+    links: dict[int, bytes] = {}
+    pending = [(b"", root)]
+    while pending:
+        path, node = pending.pop()
+        for name, child in node.children.items():
+            below = os.path.join(path, name)
+            if child.kind == "dir":
+                pending.append((below, child))
+            elif child.kind == "file" and child.identity is not None:
+                first = names.setdefault(child.identity[0], below)
+                if first != below:
+                    links[id(child)] = first
+    return links
+
+
+def _put_node(
+    store: ObjectStore, name: bytes, node: UpperNode, links: Mapping[int, bytes]
+) -> TreeEntry:
     # A stack of its own: a world may nest directories deeper than calls may nest here.
     above: list[tuple[bytes, UpperNode, Iterator[tuple[bytes, UpperNode]], list[TreeEntry]]] = []
     while True:
         if node.kind == "dir" and not node.unread:
             above.append((name, node, iter(node.children.items()), []))
         else:
-            entry = _entry_of(name, node, node.state.digest if node.state is not None else None)
+            digest = node.state.digest if node.state is not None else None
+            entry = _entry_of(name, node, digest, links.get(id(node)))
             if not above:
                 return entry
             above[-1][3].append(entry)
@@ -199,7 +221,9 @@ def _put_node(store: ObjectStore, name: bytes, node: UpperNode) -> TreeEntry:
         name, node = following
 
 
-def _entry_of(name: bytes, node: UpperNode, digest: str | None) -> TreeEntry:
+def _entry_of(
+    name: bytes, node: UpperNode, digest: str | None, link: bytes | None = None
+) -> TreeEntry:
     state = node.state
     if state is None:
         return TreeEntry(name, "whiteout")
@@ -216,6 +240,7 @@ def _entry_of(name: bytes, node: UpperNode, digest: str | None) -> TreeEntry:
         rdev=state.rdev,
         opaque=node.opaque,
         redirect=node.redirect,
+        link=link,
     )
 
 
@@ -275,24 +300,31 @@ def materialise(
         ObjectMissing: content that is not kept.
         OSError: the file system refuses; device nodes need privileges.
     """
-    # Attributes of a directory come after its entries, which change its times.
-    pending = [(os.fsencode(target), entry, False)]
+    root = os.fsencode(target)
+    pending = [(root, entry)]
+    directories: list[tuple[bytes, TreeEntry]] = []
+    links: list[tuple[bytes, TreeEntry]] = []
     while pending:
-        path, entry, is_filled = pending.pop()
-        if is_filled:
-            _set_attributes(path, entry, xattr)
+        path, directory = pending.pop()
+        directories.append((path, directory))
+        if directory.digest is None:
             continue
-        pending.append((path, entry, True))
-        if entry.digest is None:
-            continue
-        for child in get_dir(store, entry.digest):
+        for child in get_dir(store, directory.digest):
             below = os.path.join(path, child.name)
             _make_room(below, child)
             if child.kind == "dir":
                 os.makedirs(below, exist_ok=True)
-                pending.append((below, child, False))
+                pending.append((below, child))
+            elif child.link is not None:
+                links.append((below, child))
             else:
                 _materialise_entry(store, child, below, xattr)
+    for path, linked in links:
+        os.link(os.path.join(root, linked.link or b""), path)
+    # Last, because entries change the times of the directory they are made in; deepest first,
+    # because a directory may be closed to its own owner.
+    for path, directory in reversed(directories):
+        _set_attributes(path, directory, xattr)
 
 
 def _materialise_entry(

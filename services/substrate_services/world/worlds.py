@@ -105,6 +105,7 @@ class World:
     client: InitClient | None
     missing: tuple[Missing, ...] = ()
     running: int = 0
+    has_background: bool = False  # a command left processes behind when it ended
     lost: bool = False
     removing: bool = False
     last_used: float = field(default_factory=time.monotonic)
