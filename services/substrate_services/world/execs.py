@@ -384,6 +384,8 @@ class Execs:
             )
         fresh = data[exec_.stdin_received - offset :]
         if exec_.phase != "running":
+            if not fresh:
+                return exec_.stdin_received  # closing what is closed changes nothing
             raise ServiceError("STDIN_CLOSED", f"exec {exec_id} has ended")
         if fresh:
             with (exec_.directory / _STDIN_FILE).open("ab") as kept:
