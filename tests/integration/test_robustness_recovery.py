@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from substrate_services.world.worlds import remove_tree
+from substrate_services.world.removal import remove_tree
 from tests.users import User, eventually, finish, kill_and_wait
 
 if TYPE_CHECKING:

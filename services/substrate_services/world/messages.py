@@ -18,7 +18,8 @@ from substrate_services.wire.convert import (
 from substrate_services.world.backends.base import BackendCapabilities
 from substrate_services.world.execs import FILES_PROGRAM, Exec, ExecRequest
 from substrate_services.world.output_log import Frame, Stream
-from substrate_services.world.worlds import World, WorldRequest
+from substrate_services.world.preparing import WorldRequest
+from substrate_services.world.worlds import World
 
 _STREAMS = {
     Stream.STDOUT: execs_pb2.OUTPUT_STREAM_STDOUT,

@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import json
 import logging
 import os
-import pwd
-import secrets
-import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.errors import ServiceError
 from substrate_services.journal.codec import lifecycle_line
 from substrate_services.journal.jsontypes import JsonValue
 from substrate_services.journal.reader import JournalReader
-from substrate_services.journal.schema import FileFingerprint
 from substrate_services.journal.writer import Journal
-from substrate_services.objects.errors import ObjectCorrupt, ObjectError, ObjectMissing
+from substrate_services.objects.errors import ObjectError
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec
-from substrate_services.world.base_mounts import BaseMount, read_base_mounts
-from substrate_services.world.ids import new_id, new_trace_id
+from substrate_services.world.ids import new_id
 from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
-from substrate_services.world.layers import walk_directory
-from substrate_services.world.layout import Layout, LayoutRequest, make_layout
-from substrate_services.world.layout_file import load_layout, save_layout
-from substrate_services.world.profile import DEFAULT_PATH, allowed_env
-from substrate_services.world.project import Project, ProjectRefused, find_project
+from substrate_services.world.layout import Layout
+from substrate_services.world.layout_file import load_layout
+from substrate_services.world.preparing import Preparer, WorldRequest
+from substrate_services.world.removal import empty, move_to, remove_tree
 from substrate_services.world.restore import (
     Missing,
-    RestorePlan,
-    correct,
-    fill_home,
-    fill_uppers,
-    plan_restore,
 )
 from substrate_services.world.snapshots import (
-    BaseRecord,
     get_base,
     get_fingerprints,
     get_snapshot,
-    put_directory,
 )
 from substrate_services.world.spec import (
     WorldSpec,
     WorldState,
-    forget_state,
     has_state,
     load_state,
     save_state,
@@ -63,34 +46,8 @@ from substrate_services.world.tree import WorldTree
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HOSTNAME = "substrate"
 DEFAULT_IDLE_TIMEOUT_S = 600.0
 _DAMAGED = ".damaged"  # what the directory of a world is called that cannot be taken over
-_MISSING_CHARS = 1_800  # what an error may carry over the wire
-
-
-@dataclass(frozen=True, slots=True)
-class WorldRequest:
-    """What a client asks for; see CreateWorldRequest in the contract."""
-
-    cwd: bytes
-    request_id: str = ""
-    session_id: str = ""
-    trace_id: str = ""
-    agent_id: str = ""
-    profile: str = "workspace"
-    caller_env: Mapping[bytes, bytes] = field(default_factory=dict)
-    env: Mapping[bytes, bytes] = field(default_factory=dict)
-    user: str = ""
-    network: tuple[str, ...] = ()
-    hostname: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
-    keep: bool = False
-    ttl_s: float | None = None
-    idle_timeout_s: float | None = None
-    policy_file: bytes | None = None
-    before_span_id: str | None = None
-    use_host_base: bool = False
 
 
 @dataclass(slots=True)
@@ -129,27 +86,6 @@ class World:
     def save(self) -> None:
         """Write the world's file."""
         save_state(self.directory, self.state)
-
-
-class NotRestorable(ServiceError):
-    """A recorded tree cannot be had on this host; ``missing`` says what of it."""
-
-    def __init__(self, span_id: str, missing: tuple[Missing, ...]) -> None:
-        first = missing[0]
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        named: list[dict[str, str]] = []
-        for entry in missing:
-            named.append({"path": os.fsdecode(entry.path), "reason": entry.reason})
-            if len(json.dumps(named)) > _MISSING_CHARS:
-                named.pop()
-                break
-        super().__init__(
-            "NOT_RESTORABLE",
-            f"the tree before span {span_id} cannot be restored: {os.fsdecode(first.path)} "
-            f"({first.reason}){more}; put it back, or use the host's base knowingly",
-            {"missing": json.dumps(named, ensure_ascii=True), "count": str(len(missing))},
-        )
-        self.missing = missing
 
 
 class Listener(Protocol):
@@ -197,8 +133,13 @@ class Worlds:
         self._backend = backend
         self._store = store
         self._journal = journal
-        self._reader = reader
-        self._preload_dir = preload_dir
+        self._preparer = Preparer(
+            home=self._home,
+            backend=backend,
+            store=store,
+            reader=reader,
+            preload_dir=preload_dir,
+        )
         self._worlds: dict[str, World] = {}
         self._requests: dict[str, asyncio.Task[World]] = {}
         self._background: set[asyncio.Task[object]] = set()
@@ -243,12 +184,11 @@ class Worlds:
         return await asyncio.shield(task)
 
     async def _create(self, request: WorldRequest) -> World:
-        _refuse_what_is_not_built(request)
         world_id = new_id("wld")
         directory = world_directory(self._directory, world_id)
         box: Box | None = None
         try:
-            prepared = await asyncio.to_thread(self._prepare, request, world_id, directory)
+            prepared = await asyncio.to_thread(self._preparer.prepare, request, world_id, directory)
             box_made = asyncio.create_task(
                 self._backend.create(self._box_spec(prepared.spec, prepared.layout))
             )
@@ -277,116 +217,6 @@ class Worlds:
         if request.before_span_id is None:
             self._in_background(asyncio.to_thread(world.tree.pin_project))
         return world
-
-    def _prepare(self, request: WorldRequest, world_id: str, directory: Path) -> _Prepared:
-        """Resolve the request and lay the world out on disk."""
-        directory.mkdir(mode=0o700, parents=True)
-        (directory / "execs").mkdir()
-        login_home = _login_home()
-        mounts = read_base_mounts()
-        plan: RestorePlan | None = None
-        span_id = request.before_span_id or ""
-        home = request.caller_env.get(b"HOME", b"") or login_home
-        if request.before_span_id is not None:
-            with _not_restorable_without_objects(span_id):
-                plan = self._plan(request, mounts)
-            project, home, login_home = plan.base.project, plan.base.home, plan.base.login_home
-            cwd = request.cwd or b"/"
-        else:
-            cwd = os.path.realpath(request.cwd or b"/")
-            homes = tuple(dict.fromkeys((os.path.realpath(home), login_home)))
-            try:
-                project = find_project(cwd, homes, os.fsencode(self._home))
-            except ProjectRefused as error:
-                raise ServiceError("PROJECT_REFUSED", str(error)) from error
-        per_directory = self._backend.capabilities().overlay == "per-top-level-directory"
-        layout = make_layout(
-            LayoutRequest(
-                directory=directory,
-                substrate_home=os.fsencode(self._home),
-                home=home,
-                login_home=login_home,
-                project=project,
-                base=mounts,
-                per_directory=per_directory,
-                preload_dir=os.fsencode(self._preload_dir),
-                id_mapped=self._backend.capabilities().id_mapping == "range",
-            )
-        )
-        save_layout(directory, layout)
-        if plan is not None:
-            with _not_restorable_without_objects(span_id):
-                correct(self._store, plan, layout)
-                fill_home(self._store, plan, directory / "fixtures" / "home")
-                fill_uppers(self._store, plan, layout)
-        base = BaseRecord(
-            mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
-            project=project,
-            home=home,
-            login_home=login_home,
-            home_skeleton=put_directory(
-                self._store,
-                walk_directory(os.fsencode(directory / "fixtures" / "home"), self._keep),
-            ),
-            fingerprints=None,
-            per_directory=per_directory,
-        )
-        hidden = (os.fsencode(self._home),)
-        spec = WorldSpec(
-            world_id=world_id,
-            session_id=request.session_id or new_id("ses"),
-            trace_id=request.trace_id or new_trace_id(),
-            agent_id=request.agent_id,
-            request_id=request.request_id,
-            profile=request.profile,
-            project=project,
-            cwd=_cwd_in_world(cwd, project, layout),
-            home=home,
-            login_home=login_home,
-            env=_world_env(request, layout),
-            user=request.user,
-            network=request.network,
-            hostname=request.hostname or DEFAULT_HOSTNAME,
-            labels=request.labels,
-            keep=request.keep,
-            created_at=time.time(),
-            expires_at=time.time() + request.ttl_s if request.ttl_s is not None else None,
-            idle_timeout_s=request.idle_timeout_s,
-            policy_file=request.policy_file,
-            restored_from=request.before_span_id,
-        )
-        return _Prepared(
-            spec=spec,
-            layout=layout,
-            tree=WorldTree(layout, self._store, base, hidden),
-            fingerprints=plan.fingerprints if plan is not None else None,
-            missing=plan.missing if plan is not None else (),
-        )
-
-    def _plan(self, request: WorldRequest, mounts: tuple[BaseMount, ...]) -> RestorePlan:
-        span_id = request.before_span_id or ""
-        record = self._reader.find_span(span_id)
-        if record is None:
-            raise ServiceError(
-                "SPAN_NOT_FOUND",
-                f"no span {span_id!r} is recorded here; `substrate trace ls` shows them",
-            )
-        if record.action.snapshot_id is None:
-            raise ServiceError(
-                "NOT_RESTORABLE",
-                f"span {span_id} has no snapshot: it was denied and never ran",
-            )
-        plan = plan_restore(
-            self._store,
-            record.action.snapshot_id,
-            get_inputs(self._store, record.inputs_digest),
-            mounts,
-            leave_out=(os.fsencode(self._home),),
-            began_ns=round(record.start_time * 1e9),
-        )
-        if plan.missing and not request.use_host_base:
-            raise NotRestorable(span_id, plan.missing)
-        return plan
 
     def _box_spec(self, spec: WorldSpec, layout: Layout) -> BoxSpec:
         mapping = self._backend.capabilities().id_mapping
@@ -536,9 +366,6 @@ class Worlds:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _keep(self, descriptor: int, status: os.stat_result) -> str:
-        return self._store.put_file(descriptor, limit_bytes=status.st_size)
-
     def _log(self, event_type: str, world: World, detail: Mapping[str, JsonValue]) -> None:
         self._journal.append(
             lifecycle_line(
@@ -555,122 +382,6 @@ class Worlds:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(_report)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    spec: WorldSpec
-    layout: Layout
-    tree: WorldTree
-    fingerprints: dict[bytes, FileFingerprint] | None
-    missing: tuple[Missing, ...]
-
-
-def move_to(directory: Path, trash: Path) -> bool:
-    """Move a directory into ``trash``; False where there is none."""
-    trash.mkdir(mode=0o700, exist_ok=True)
-    try:
-        directory.rename(trash / directory.name)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def empty(trash: Path) -> None:
-    """Delete what an earlier host process did not come to."""
-    if trash.is_dir():
-        for left in list(trash.iterdir()):
-            remove_tree(left)
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove a world's directory, however deep a world has nested what is in it.
-
-    A directory's own directories are moved to the top before it goes, so nothing is reached by a
-    path that could be too long. Overlays leave directories behind that nobody may enter.
-    """
-    # Without its state it is a world that was never finished, if this does not come to its end.
-    forget_state(directory)
-    try:
-        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        # An earlier removal may have been cut short: its names are not given again.
-        fresh = (f".removed-{secrets.token_hex(4)}-{number}" for number in itertools.count())
-        while names := _empty(top, top, fresh):
-            for name in names:
-                # Its mode must let us in, and a move changes its "..".
-                os.chmod(name, stat.S_IRWXU, dir_fd=top)
-                below = os.open(
-                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
-                )
-                try:
-                    _empty(below, top, fresh)
-                finally:
-                    os.close(below)
-                os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-    directory.rmdir()
-
-
-def _empty(directory: int, top: int, fresh: Iterator[str]) -> list[str]:
-    """Remove a directory's files and move its directories to the top; names of the top's own."""
-    directories = []
-    with os.scandir(directory) as entries:
-        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_dir in listed:
-        if not is_dir:
-            os.unlink(name, dir_fd=directory)
-        elif directory == top:
-            directories.append(name)
-        else:
-            os.chmod(name, stat.S_IRWXU, dir_fd=directory)
-            os.rename(name, next(fresh), src_dir_fd=directory, dst_dir_fd=top)
-    return directories
-
-
-@contextlib.contextmanager
-def _not_restorable_without_objects(span_id: str) -> Iterator[None]:
-    """Say of a recorded tree whose objects are gone or damaged that it cannot be had."""
-    try:
-        yield
-    except (ObjectMissing, ObjectCorrupt) as error:
-        raise NotRestorable(span_id, (Missing(b"/", str(error)),)) from error
-
-
-def _refuse_what_is_not_built(request: WorldRequest) -> None:
-    if request.profile not in ("", "workspace"):
-        raise InvalidField("profile", request.profile, 'expected "workspace"')
-    if request.network and request.network != ("none",):
-        raise ServiceError(
-            "NOT_BUILT",
-            f"network rule {request.network[0]!r} is not built yet: a world has no network; "
-            "fetch what is needed on the host, into the project, first",
-        )
-
-
-def _login_home() -> bytes:
-    try:
-        return os.fsencode(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:  # a uid without an entry, as in many containers
-        return b"/nonexistent"
-
-
-def _cwd_in_world(cwd: bytes, project: Project | None, layout: Layout) -> bytes:
-    if project is None and layout.home != cwd and os.path.realpath(layout.home) == cwd:
-        return layout.home
-    return cwd
-
-
-def _world_env(request: WorldRequest, layout: Layout) -> tuple[tuple[bytes, bytes], ...]:
-    env = allowed_env(request.caller_env)
-    env.setdefault(b"PATH", DEFAULT_PATH)
-    env.setdefault(b"LANG", b"C.UTF-8")
-    env[b"HOME"] = layout.home
-    env.update(request.env)
-    return tuple(sorted(env.items()))
 
 
 def _created_detail(world: World) -> dict[str, JsonValue]:

@@ -1,0 +1,284 @@
+"""From a request to a world on disk: everything that is decided before a box is made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.journal.reader import JournalReader
+from substrate_services.journal.schema import FileFingerprint
+from substrate_services.objects.errors import ObjectCorrupt, ObjectMissing
+from substrate_services.objects.store import ObjectStore
+from substrate_services.world.backends.base import Backend
+from substrate_services.world.base_mounts import BaseMount, read_base_mounts
+from substrate_services.world.ids import new_id, new_trace_id
+from substrate_services.world.inputs import get_inputs
+from substrate_services.world.layers import walk_directory
+from substrate_services.world.layout import Layout, LayoutRequest, make_layout
+from substrate_services.world.layout_file import save_layout
+from substrate_services.world.profile import DEFAULT_PATH, allowed_env
+from substrate_services.world.project import Project, ProjectRefused, find_project
+from substrate_services.world.restore import (
+    Missing,
+    RestorePlan,
+    correct,
+    fill_home,
+    fill_uppers,
+    plan_restore,
+)
+from substrate_services.world.snapshots import BaseRecord, put_directory
+from substrate_services.world.spec import WorldSpec
+from substrate_services.world.tree import WorldTree
+
+DEFAULT_HOSTNAME = "substrate"
+_MISSING_CHARS = 1_800  # what an error may carry over the wire
+
+
+@dataclass(frozen=True, slots=True)
+class WorldRequest:
+    """What a client asks for; see CreateWorldRequest in the contract."""
+
+    cwd: bytes
+    request_id: str = ""
+    session_id: str = ""
+    trace_id: str = ""
+    agent_id: str = ""
+    profile: str = "workspace"
+    caller_env: Mapping[bytes, bytes] = field(default_factory=dict)
+    env: Mapping[bytes, bytes] = field(default_factory=dict)
+    user: str = ""
+    network: tuple[str, ...] = ()
+    hostname: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    keep: bool = False
+    ttl_s: float | None = None
+    idle_timeout_s: float | None = None
+    policy_file: bytes | None = None
+    before_span_id: str | None = None
+    use_host_base: bool = False
+
+
+class NotRestorable(ServiceError):
+    """A recorded tree cannot be had on this host; ``missing`` says what of it."""
+
+    def __init__(self, span_id: str, missing: tuple[Missing, ...]) -> None:
+        first = missing[0]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        named: list[dict[str, str]] = []
+        for entry in missing:
+            named.append({"path": os.fsdecode(entry.path), "reason": entry.reason})
+            if len(json.dumps(named)) > _MISSING_CHARS:
+                named.pop()
+                break
+        super().__init__(
+            "NOT_RESTORABLE",
+            f"the tree before span {span_id} cannot be restored: {os.fsdecode(first.path)} "
+            f"({first.reason}){more}; put it back, or use the host's base knowingly",
+            {"missing": json.dumps(named, ensure_ascii=True), "count": str(len(missing))},
+        )
+        self.missing = missing
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A world on disk, before anything is mounted."""
+
+    spec: WorldSpec
+    layout: Layout
+    tree: WorldTree
+    fingerprints: dict[bytes, FileFingerprint] | None
+    missing: tuple[Missing, ...]
+
+
+class Preparer:
+    """Prepares the worlds of one host.
+
+    Args:
+        home: ``$SUBSTRATE_HOME``, by its real name.
+        backend: says how overlays and ids are done here.
+        store: the host's objects.
+        reader: reads the host's journal.
+        preload_dir: directory with the telemetry library, shown in every world.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        backend: Backend,
+        store: ObjectStore,
+        reader: JournalReader,
+        preload_dir: Path,
+    ) -> None:
+        self._home = home
+        self._backend = backend
+        self._store = store
+        self._reader = reader
+        self._preload_dir = preload_dir
+
+    def prepare(self, request: WorldRequest, world_id: str, directory: Path) -> Prepared:
+        """Resolve the request and lay the world out on disk; blocks.
+
+        Raises:
+            ServiceError: PROJECT_REFUSED, NOT_BUILT, NOT_RESTORABLE, SPAN_NOT_FOUND.
+        """
+        _refuse_what_is_not_built(request)
+        directory.mkdir(mode=0o700, parents=True)
+        (directory / "execs").mkdir()
+        login_home = _login_home()
+        mounts = read_base_mounts()
+        plan: RestorePlan | None = None
+        span_id = request.before_span_id or ""
+        home = request.caller_env.get(b"HOME", b"") or login_home
+        if request.before_span_id is not None:
+            with _not_restorable_without_objects(span_id):
+                plan = self._plan(request, mounts)
+            project, home, login_home = plan.base.project, plan.base.home, plan.base.login_home
+            cwd = request.cwd or b"/"
+        else:
+            cwd = os.path.realpath(request.cwd or b"/")
+            homes = tuple(dict.fromkeys((os.path.realpath(home), login_home)))
+            try:
+                project = find_project(cwd, homes, os.fsencode(self._home))
+            except ProjectRefused as error:
+                raise ServiceError("PROJECT_REFUSED", str(error)) from error
+        per_directory = self._backend.capabilities().overlay == "per-top-level-directory"
+        layout = make_layout(
+            LayoutRequest(
+                directory=directory,
+                substrate_home=os.fsencode(self._home),
+                home=home,
+                login_home=login_home,
+                project=project,
+                base=mounts,
+                per_directory=per_directory,
+                preload_dir=os.fsencode(self._preload_dir),
+                id_mapped=self._backend.capabilities().id_mapping == "range",
+            )
+        )
+        save_layout(directory, layout)
+        if plan is not None:
+            with _not_restorable_without_objects(span_id):
+                correct(self._store, plan, layout)
+                fill_home(self._store, plan, directory / "fixtures" / "home")
+                fill_uppers(self._store, plan, layout)
+        base = BaseRecord(
+            mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
+            project=project,
+            home=home,
+            login_home=login_home,
+            home_skeleton=put_directory(
+                self._store,
+                walk_directory(os.fsencode(directory / "fixtures" / "home"), self._keep),
+            ),
+            fingerprints=None,
+            per_directory=per_directory,
+        )
+        hidden = (os.fsencode(self._home),)
+        spec = WorldSpec(
+            world_id=world_id,
+            session_id=request.session_id or new_id("ses"),
+            trace_id=request.trace_id or new_trace_id(),
+            agent_id=request.agent_id,
+            request_id=request.request_id,
+            profile=request.profile,
+            project=project,
+            cwd=_cwd_in_world(cwd, project, layout),
+            home=home,
+            login_home=login_home,
+            env=_world_env(request, layout),
+            user=request.user,
+            network=request.network,
+            hostname=request.hostname or DEFAULT_HOSTNAME,
+            labels=request.labels,
+            keep=request.keep,
+            created_at=time.time(),
+            expires_at=time.time() + request.ttl_s if request.ttl_s is not None else None,
+            idle_timeout_s=request.idle_timeout_s,
+            policy_file=request.policy_file,
+            restored_from=request.before_span_id,
+        )
+        return Prepared(
+            spec=spec,
+            layout=layout,
+            tree=WorldTree(layout, self._store, base, hidden),
+            fingerprints=plan.fingerprints if plan is not None else None,
+            missing=plan.missing if plan is not None else (),
+        )
+
+    def _plan(self, request: WorldRequest, mounts: tuple[BaseMount, ...]) -> RestorePlan:
+        span_id = request.before_span_id or ""
+        record = self._reader.find_span(span_id)
+        if record is None:
+            raise ServiceError(
+                "SPAN_NOT_FOUND",
+                f"no span {span_id!r} is recorded here; `substrate trace ls` shows them",
+            )
+        if record.action.snapshot_id is None:
+            raise ServiceError(
+                "NOT_RESTORABLE",
+                f"span {span_id} has no snapshot: it was denied and never ran",
+            )
+        plan = plan_restore(
+            self._store,
+            record.action.snapshot_id,
+            get_inputs(self._store, record.inputs_digest),
+            mounts,
+            leave_out=(os.fsencode(self._home),),
+            began_ns=round(record.start_time * 1e9),
+        )
+        if plan.missing and not request.use_host_base:
+            raise NotRestorable(span_id, plan.missing)
+        return plan
+
+    def _keep(self, descriptor: int, status: os.stat_result) -> str:
+        return self._store.put_file(descriptor, limit_bytes=status.st_size)
+
+
+@contextlib.contextmanager
+def _not_restorable_without_objects(span_id: str) -> Iterator[None]:
+    """Say of a recorded tree whose objects are gone or damaged that it cannot be had."""
+    try:
+        yield
+    except (ObjectMissing, ObjectCorrupt) as error:
+        raise NotRestorable(span_id, (Missing(b"/", str(error)),)) from error
+
+
+def _refuse_what_is_not_built(request: WorldRequest) -> None:
+    if request.profile not in ("", "workspace"):
+        raise InvalidField("profile", request.profile, 'expected "workspace"')
+    if request.network and request.network != ("none",):
+        raise ServiceError(
+            "NOT_BUILT",
+            f"network rule {request.network[0]!r} is not built yet: a world has no network; "
+            "fetch what is needed on the host, into the project, first",
+        )
+
+
+def _login_home() -> bytes:
+    try:
+        return os.fsencode(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a uid without an entry, as in many containers
+        return b"/nonexistent"
+
+
+def _cwd_in_world(cwd: bytes, project: Project | None, layout: Layout) -> bytes:
+    if project is None and layout.home != cwd and os.path.realpath(layout.home) == cwd:
+        return layout.home
+    return cwd
+
+
+def _world_env(request: WorldRequest, layout: Layout) -> tuple[tuple[bytes, bytes], ...]:
+    env = allowed_env(request.caller_env)
+    env.setdefault(b"PATH", DEFAULT_PATH)
+    env.setdefault(b"LANG", b"C.UTF-8")
+    env[b"HOME"] = layout.home
+    env.update(request.env)
+    return tuple(sorted(env.items()))
