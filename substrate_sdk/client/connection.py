@@ -183,13 +183,14 @@ class Answers(Generic[RequestT, ResponseT]):
         while True:
             if self._closed:
                 raise StopAsyncIteration
+            stream = self._stream
             try:
-                if self._stream is None:
+                if stream is None:
                     self._transport = await self._connection.transport()
-                    self._stream = self._transport.stream(
+                    self._stream = stream = self._transport.stream(
                         self._method, self._request(), self._left_s()
                     )
-                answer = await anext(self._stream)
+                answer = await anext(stream)
             except LOST as error:
                 self._stream = None
                 if self._transport is not None:
@@ -202,10 +203,17 @@ class Answers(Generic[RequestT, ResponseT]):
                     raise
                 self._attempt += 1
             else:
+                if self._closed_meanwhile():
+                    # By another thread, which could not end a call that this one was in.
+                    await stream.close()
+                    raise StopAsyncIteration
                 self._connection.answered()
                 self._attempt = 0
                 self._any = True
                 return answer
+
+    def _closed_meanwhile(self) -> bool:
+        return self._closed
 
     def _left_s(self) -> float | None:
         return None if self._deadline is None else max(0.001, self._deadline - time.monotonic())
