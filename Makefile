@@ -37,7 +37,9 @@ demo: build ## the main job, on a real package
 test: build ## the whole suite (installs Debian packages when root; SUBSTRATE_NO_APT=1 forbids)
 	@scripts/debian-packages
 	$(SAY) 'test'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTHON) -m pytest $(PYTEST_ARGS)
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; $(PYTHON) -m pytest $(PYTEST_ARGS) || { \
+	  echo '==> test: what failed runs once more, alone; what passes now is flaky: mend it'; \
+	  $(PYTHON) -m pytest --last-failed --last-failed-no-failures none; }
 
 lint: $(STAMP) ## every static check
 	$(SAY) 'lint: native programs, warnings are errors'

@@ -321,7 +321,9 @@ def test_health_and_reflection_answer(tmp_path: Path) -> None:
             unknown = await failure(check(unserved))
             assert unknown.code == "NOT_FOUND"
             assert "substrate.trace.v1alpha1.TraceService" in await _reflected(channel)
-        async with serving(path, Failing(ValueError())) as channel:
+        # Another path: gRPC keeps connections by address, also those that have just been ended.
+        other = tmp_path / "other" / "host.sock"
+        async with serving(other, Failing(ValueError())) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await _reflected(channel)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
