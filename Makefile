@@ -38,8 +38,8 @@ test: build ## the whole suite (installs Debian packages when root; SUBSTRATE_NO
 	@scripts/debian-packages
 	$(SAY) 'test'
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; $(PYTHON) -m pytest $(PYTEST_ARGS) || { \
-	  echo '==> test: what failed runs once more, alone; what passes now is flaky: mend it'; \
-	  $(PYTHON) -m pytest --last-failed --last-failed-no-failures none; }
+	  echo '==> test: failed. Once more, alone, to tell: what passes now is flaky, and still fails the run'; \
+	  $(PYTHON) -m pytest --last-failed --last-failed-no-failures none; exit 1; }
 
 lint: $(STAMP) ## every static check
 	$(SAY) 'lint: native programs, warnings are errors'
