@@ -19,7 +19,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.leaks import MARKER, LeakChecker, become_subreaper, processes
+from tests.leaks import MARKER, LeakChecker, Room, become_subreaper, processes
+
+_ROOM = pytest.StashKey[Room]()
 
 #: The command line, in this interpreter: `subprocess.run([*SUBSTRATE, "down"])`.
 SUBSTRATE = (sys.executable, "-c", "import sys, substrate_sdk.cli as c; sys.exit(c.main())")
@@ -75,9 +77,14 @@ def _lacks(marker: str) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take in orphans, so that the leak check sees daemons."""
-    del config
+    """Take in orphans, so that the leak check sees daemons; have a room of one's own."""
     become_subreaper()
+    config.stash[_ROOM] = Room()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave the machine as it was."""
+    config.stash[_ROOM].leave()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -108,7 +115,7 @@ def leak_check(
         return
     test_id = uuid.uuid4().hex
     monkeypatch.setenv(MARKER, test_id)
-    checker = LeakChecker(test_id, [tmp_path])
+    checker = LeakChecker(test_id, [tmp_path], request.config.stash[_ROOM].cgroups)
     yield checker
     found = checker.settle()
     if found:

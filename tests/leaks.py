@@ -21,8 +21,11 @@ from pathlib import Path
 #: Environment variable that marks a test's processes.
 MARKER = "SUBSTRATE_TEST_ID"
 
-_PR_SET_CHILD_SUBREAPER = 36
+_CLONE_NEWNS = 0x20000
 _MNT_DETACH = 2
+_MS_PRIVATE = 1 << 18
+_MS_REC = 1 << 14
+_PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,6 +35,64 @@ def become_subreaper() -> None:
     """Have orphaned descendants reparented to this process (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
+
+
+class Room:
+    """A mount namespace and cgroups of the run's own, so that runs side by side blame no other.
+
+    What is made in the run is then in its own room, and what is in its room is its own. Where the
+    machine does not let us (not root, say), the run stays where it is.
+
+    Attributes:
+        cgroups: the directories below which the run makes its cgroups, one for each hierarchy.
+    """
+
+    def __init__(self) -> None:
+        """Move this process, which must have one thread only, into a room of its own."""
+        if _libc.unshare(_CLONE_NEWNS) == 0:
+            _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+        self.cgroups: list[Path] = []
+        self._left: list[tuple[Path, Path]] = []
+        for outside in _own_cgroups():
+            inside = outside / f"tests-{os.getpid()}"
+            try:
+                inside.mkdir()
+                (inside / "cgroup.procs").write_text(str(os.getpid()))
+            except OSError:  # a cpuset without processors takes nobody
+                with contextlib.suppress(OSError):
+                    inside.rmdir()
+                self.cgroups.append(outside)
+            else:
+                self.cgroups.append(inside)
+                self._left.append((inside, outside))
+
+    def leave(self) -> None:
+        """Go back to the cgroups we came from and remove the run's own."""
+        for inside, outside in self._left:
+            (outside / "cgroup.procs").write_text(str(os.getpid()))
+            for directory, _, _ in os.walk(inside, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+
+
+def _own_cgroups() -> list[Path]:
+    """This process's cgroup in each hierarchy, v1 and v2 (cgroups(7), proc_pid_mountinfo(5))."""
+    places = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, place = line.split(":", 2)
+        places[controllers if number != "0" else "cgroup2"] = place
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        parts = line.split()
+        kind, _, options = parts[parts.index("-") + 1 :]
+        if kind == "cgroup":
+            own = next((p for names, p in places.items() if names and names in options), None)
+        else:
+            own = places.get(kind)
+        if kind in ("cgroup", "cgroup2") and own is not None:
+            # What is mounted may be a part of the hierarchy, in a container.
+            found.append(Path(parts[4]) / os.path.relpath(own, parts[3]))
+    return [path for path in found if path.is_dir()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +175,9 @@ def _network_namespaces(mine: Iterable[Process]) -> dict[int, str]:
     return found
 
 
-def _cgroups() -> set[str]:
-    """Directories of every cgroup tree, v1 and v2."""
-    return {directory for directory, _, _ in os.walk("/sys/fs/cgroup")}
+def _cgroups(roots: Iterable[Path]) -> set[str]:
+    """Every cgroup below some."""
+    return {directory for root in roots for directory, _, _ in os.walk(root)}
 
 
 def _cgroup_pids(directory: str) -> set[int]:
@@ -170,20 +231,27 @@ class Leaks:
 class LeakChecker:
     """Remembers how things are when made; later tells, and cleans up, what was added."""
 
-    def __init__(self, marker_value: str, directories: Iterable[Path]) -> None:
+    def __init__(
+        self,
+        marker_value: str,
+        directories: Iterable[Path],
+        cgroups: Iterable[Path] = (Path("/sys/fs/cgroup"),),
+    ) -> None:
         """Take the picture.
 
         Args:
             marker_value: what :data:`MARKER` is set to for the test's processes.
             directories: the test's own directories, by which processes of its are recognised.
+            cgroups: below which cgroups are looked for.
         """
+        self._cgroup_roots = tuple(cgroups)
         self._marker = f"{MARKER}={marker_value}".encode()
         self._directories = [os.fsencode(directory) for directory in directories]
         table = processes()
         self._processes = set(table.values())
         self._mounts = _mounts()
         self._namespaces = _network_namespaces(self._processes)
-        self._cgroups = _cgroups()
+        self._cgroups = _cgroups(self._cgroup_roots)
         gc.collect()
         self._descriptors = _descriptors()
 
@@ -214,7 +282,13 @@ class LeakChecker:
             tuple(sorted(own, key=lambda process: process.pid)),
             tuple((i, mounts[i]) for i in mounts.keys() - self._mounts.keys()),
             tuple((i, namespaces[i]) for i in namespaces.keys() - self._namespaces.keys()),
-            tuple(sorted(c for c in _cgroups() - self._cgroups if self._is_own_cgroup(c, pids))),
+            tuple(
+                sorted(
+                    cgroup
+                    for cgroup in _cgroups(self._cgroup_roots) - self._cgroups
+                    if self._is_own_cgroup(cgroup, pids)
+                )
+            ),
             tuple(
                 (number, target)
                 for number, target in descriptors.items()

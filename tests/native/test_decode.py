@@ -186,6 +186,14 @@ def test_losses_are_told(segments: Path) -> None:
     assert (coverage.state, coverage.lost) == ("partial", 5)
 
 
+def test_a_process_whose_first_segment_is_gone_makes_the_step_partial(segments: Path) -> None:
+    Segment(10, index=1).open(b"/x").write(segments)
+    summary, _ = decode(segments)
+    coverage = coverage_of(summary)
+    assert coverage.state == "partial"
+    assert "its first segment is gone" in coverage.reasons[0]
+
+
 def test_a_step_with_nothing_missing_is_full(segments: Path) -> None:
     Segment(10).hello().open(b"/x").write(segments)
     summary, _ = decode(segments, root_pid=10)

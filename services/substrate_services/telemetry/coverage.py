@@ -60,7 +60,7 @@ def coverage_of(
     if root is not None and root_missing:
         why = why_uncovered(root.exe, open_program) or "it never said hello"
         reasons.append(f"{_shown(root.argv, root.exe)} (pid {root.pid}): {why}")
-    reasons += _uncovered(summary.processes, open_program)
+    reasons += _short_of_full(summary.processes, open_program)
     reasons += _losses(summary)
     if summary.processes_covered == 0 and not reasons:
         reasons.append("no process said hello")
@@ -77,19 +77,21 @@ def coverage_of(
     )
 
 
-def _uncovered(processes: tuple[Process, ...], open_program: ProgramOpener | None) -> list[str]:
+def _short_of_full(processes: tuple[Process, ...], open_program: ProgramOpener | None) -> list[str]:
     seen: Counter[str] = Counter()
     for process in processes:
-        if process.coverage != "none":
+        if process.coverage == "full":
             continue
-        why = why_uncovered(process.exe, open_program) or process.coverage_reason
+        why = process.coverage_reason
+        if process.coverage == "none":
+            why = why_uncovered(process.exe, open_program) or why
         seen[f"{_shown(process.argv, process.exe)}: {why}"] += 1
     reasons = [
         f"{text} ({count} times)" if count > 1 else text
         for text, count in seen.most_common(_REASONS_LISTED)
     ]
     if len(seen) > _REASONS_LISTED:
-        reasons.append(f"{len(seen) - _REASONS_LISTED} further programs never said hello")
+        reasons.append(f"{len(seen) - _REASONS_LISTED} further programs were not seen in full")
     return reasons
 
 
