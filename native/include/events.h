@@ -27,6 +27,8 @@
 
 #define SUB_SEGMENT_DIRECTORY "/run/substrate/seg"
 #define SUB_SEGMENT_VARIABLE "SUBSTRATE_SEGMENTS"
+/* A symbolic link whose target is the hexadecimal mask of the SUB_CLASS_* that are wanted. */
+#define SUB_CLASSES_LINK "/run/substrate/classes"
 
 #define SUB_SEGMENT_MAGIC 0x3147455342555353ULL /* "SSUBSEG1" */
 #define SUB_SEGMENT_VERSION 1u
@@ -41,10 +43,26 @@
 #define SUB_STRING_MAX 4096u     /* a path or a name */
 #define SUB_ARGV_MAX (32u << 10) /* all arguments together, NULs included */
 
+/* What can be left out, by policy or world. Processes, their programs and ends always are told. */
+enum sub_class {
+    SUB_CLASS_OPEN = 1,
+    SUB_CLASS_MUTATE = 2,
+    SUB_CLASS_NETWORK = 4,
+    SUB_CLASS_STAT = 8,      /* SUB_STAT */
+    SUB_CLASS_TRANSFER = 16, /* SUB_TRANSFER */
+    SUB_CLASS_LOAD = 32,     /* SUB_LOAD */
+    SUB_CLASS_SOURCES = 64,  /* SUB_SOURCES */
+    SUB_CLASS_ALL = 127,
+};
+
 /* One process image: what a process runs between two execs. */
 struct sub_identity {
     uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
-    uint64_t start_ticks; /* field 22 of /proc/self/stat; CLOCK_MONOTONIC ns | bit 63 without it */
+    /*
+     * Tells processes of one pid apart: the inode of the process's pidfd | bit 62 where the kernel
+     * numbers those (6.9), else field 22 of /proc/self/stat, else CLOCK_MONOTONIC ns | bit 63.
+     */
+    uint64_t start_ticks;
     int32_t pid;          /* in that namespace */
     uint32_t exec_number; /* 0: a forked child that has not called exec; then 1, 2, ... */
 };
@@ -70,9 +88,11 @@ struct sub_segment {
     uint32_t index; /* number of this segment in its chain, from 0 */
     uint64_t created_ns;
     uint32_t first_sequence;
-    uint32_t state; /* SUB_STATE_*, atomic */
-    uint64_t lost;  /* events that found no room while this segment was current, atomic */
-    uint64_t reserved[4];
+    uint32_t state;       /* SUB_STATE_*, atomic */
+    uint64_t lost;        /* events that found no room while this segment was current, atomic */
+    uint32_t classes_off; /* SUB_CLASS_* that the program does not record */
+    uint32_t reserved32;
+    uint64_t reserved[3];
     uint64_t directories[16]; /* the writer's own: which SUB_TAG_DIRECTORY_ID it has explained */
 };
 _Static_assert(sizeof(struct sub_segment) == 240, "the segment header is part of the format");
@@ -92,7 +112,23 @@ enum sub_record_type {
     SUB_CONNECT = 12,     /* arg[0]: descriptor */
     SUB_RESOLVE = 13,     /* getaddrinfo: names, answers */
     SUB_CHDIR = 14,       /* arg[0]: descriptor of fchdir; the directory it led to */
+    SUB_BIND = 15,        /* arg[0]: descriptor; SUB_TAG_ADDRESS */
+    SUB_LISTEN = 16,      /* arg: descriptor, backlog */
+    SUB_ACCEPT = 17,      /* arg[0]: listening descriptor; result: the new one; SUB_TAG_ADDRESS */
+    SUB_THREAD = 18,      /* result: errno of pthread_create, tid of clone */
+    SUB_LOAD = 19,        /* SUB_TAG_LIBRARIES; of dlopen: SUB_TAG_PATH as asked, result 0 or -1 */
+    SUB_DUP = 20,         /* arg[0]: descriptor; result: its copy */
+    SUB_STAT = 21,        /* arg[0]: dirfd; paths as in SUB_OPEN; SUB_TAG_STAT_COUNTS */
+    SUB_TRANSFER = 22,    /* arg[0]: descriptor; SUB_TAG_TRANSFER_COUNTS */
+    SUB_SOURCES = 23,     /* SUB_TAG_SOURCE_COUNTS */
 };
+
+/*
+ * SUB_STAT, SUB_TRANSFER and SUB_SOURCES are sums: the first call of a kind makes the record, the
+ * later ones add to the counts in it (relaxed atomic additions), for as long as the writer
+ * remembers where it is. A path, descriptor or image may have several; a reader adds them up.
+ * `elapsed_ns`, `result` and `error` are those of the first call.
+ */
 
 /* Bits of sub_record.flags. */
 #define SUB_FLAG_VFORK_CHILD 1u /* written by a child that borrows the memory: tid is its pid */
@@ -145,6 +181,32 @@ enum sub_tag {
      */
     SUB_TAG_DIRECTORY_ID = 16,
     SUB_TAG_DIRECTORY2_ID = 17,
+    SUB_TAG_LIBRARIES = 18, /* absolute paths, each with its NUL */
+    SUB_TAG_STAT_COUNTS = 19,
+    SUB_TAG_TRANSFER_COUNTS = 20,
+    SUB_TAG_SOURCE_COUNTS = 21,
+};
+
+struct sub_stat_counts {
+    uint64_t calls, failed, last_ns;
+};
+
+struct sub_transfer_counts {
+    uint64_t read_calls, read_bytes, write_calls, write_bytes, last_ns;
+};
+
+/* What a program reads that is not the same the next time; append only. */
+enum sub_source {
+    SUB_SOURCE_CLOCK = 0,     /* time, gettimeofday, clock_gettime, timespec_get, ftime */
+    SUB_SOURCE_MONOTONIC = 1, /* clock_gettime of the other clocks */
+    SUB_SOURCE_RANDOM = 2, /* getrandom, getentropy, arc4random*; /dev/urandom shows as an open */
+    SUB_SOURCE_PID = 3,    /* getpid, getppid, gettid */
+    SUB_SOURCE_DIRECTORY_ORDER = 4, /* readdir without a sort */
+    SUB_SOURCE_COUNT = 8,
+};
+
+struct sub_source_counts {
+    uint64_t reads[SUB_SOURCE_COUNT];
 };
 
 struct sub_hello {
