@@ -90,7 +90,7 @@ def _guarded(args: list[str]) -> int:
             raise
         from substrate_sdk.cli.failures import report
 
-        return report(error, args[0] if args else "")
+        return report(error, args)
 
 
 def _dispatch(args: list[str]) -> int:

@@ -223,3 +223,28 @@ def test_the_first_interrupt_is_forwarded_and_the_second_kills(tmp_path: Path) -
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 128 + signal.SIGKILL
         assert host.worlds.signals == ["SIGINT", "KILL"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--json", "-c", "ls"], "HOST_UNAVAILABLE"),
+        (["run", "--json", "ls"], "HOST_UNAVAILABLE"),
+        (["run", "--json", "--timeout", "x", "--", "ls"], "USAGE"),
+        (["trace", "ls", "--json"], "HOST_UNAVAILABLE"),
+        (["run", "ls", "--json"], None),
+        (["run", "--", "ls", "--json"], None),
+        (["-c", "ls", "--json"], None),
+    ],
+)
+def test_who_asks_for_json_gets_it_when_it_goes_wrong_too(
+    capsys: pytest.CaptureFixture[str], words: list[str], reason: str | None
+) -> None:
+    code = main(words)
+    printed = capsys.readouterr().out
+    if reason is None:
+        assert printed == ""
+        return
+    error = json.loads(printed)["error"]
+    assert (error["reason"], error["exit_code"]) == (reason, code)
+    assert error["message"]
