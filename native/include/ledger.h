@@ -31,7 +31,13 @@ struct sub_ledger_header {
     uint32_t segments_attested; /* SUB_LEDGER_SEGMENT records are complete for this world */
     uint32_t reserved32;
     uint64_t pid_namespace; /* inode; of the world's init */
-    uint64_t reserved[4];
+    /*
+     * Where the first record that still matters starts; 0: at header_bytes. What lies before it was
+     * read by all steps and may be gone: a hole, which reads as records of type 0. The launcher moves
+     * it forward, by one aligned store, when the host says from when on it reads.
+     */
+    uint64_t first;
+    uint64_t reserved[3];
 };
 _Static_assert(sizeof(struct sub_ledger_header) == 64, "the ledger header is part of the format");
 
@@ -45,6 +51,9 @@ enum sub_ledger_type {
 };
 
 #define SUB_LEDGER_NAME 72
+
+/* Bit of sub_ledger_record.flags: `name` holds the last bytes of a longer one. */
+#define SUB_LEDGER_CUT 1u
 
 struct sub_ledger_record {
     uint16_t type;

@@ -25,7 +25,9 @@
 #define SUB_STDIN_WINDOW (256u << 10) /* unacknowledged stdin bytes a host may have in flight */
 #define SUB_STDIN_CHUNK (32u << 10)
 
-#define SUB_IN_MEMFD 1u /* sub_header.flags: the payload is in the first descriptor */
+/* Bits of sub_header.flags. */
+#define SUB_IN_MEMFD 1u     /* the payload is in the first descriptor */
+#define SUB_WANTS_LEDGER 2u /* of CREATE and ATTACH: send the ledger's descriptor too, if any */
 
 struct sub_header {
     uint16_t version;
@@ -44,9 +46,15 @@ enum sub_launcher_type {
     SUB_L_ATTACH = 0x0104,   /* world_id -> SUB_L_BOX | SUB_L_ERROR */
     SUB_L_REMOVE = 0x0105,   /* world_id -> SUB_L_OK; also where there is no such world */
     SUB_L_SHUTDOWN = 0x0106, /* - -> SUB_L_OK, after all worlds are gone; then the launcher ends */
+    /*
+     * u64 from_ns, world_id -> SUB_L_OK | SUB_L_ERROR: all that the kernel has told so far is in the
+     * world's ledger when the answer comes. Records before from_ns (CLOCK_MONOTONIC) are not needed
+     * any more.
+     */
+    SUB_L_LEDGER = 0x0107,
 
     SUB_L_WELCOME = 0x0181, /* text: "key=value\n" lines, see launcher/probe.c */
-    SUB_L_BOX = 0x0182,     /* sub_box, world_id; descriptors: channel, segments, pidfd */
+    SUB_L_BOX = 0x0182,     /* sub_box, world_id; descriptors: channel, segments, pidfd; ledger */
     SUB_L_WORLDS = 0x0183,  /* u32 count, then world_ids */
     SUB_L_OK = 0x0184,
     SUB_L_ERROR = 0x0185, /* sub_error, text, hint */
