@@ -64,7 +64,7 @@ def test_environment_options() -> None:
         (["frobnicate"], 2, "there is no command 'frobnicate'"),
         (["run", "--frobnicate", "--", "x"], 2, "--frobnicate"),
         (["run"], 2, "name a command"),
-        (["run", "--timeout", "soon", "--", "x"], 2, "'soon' is not a positive number of seconds"),
+        (["run", "--timeout", "soon", "--", "x"], 2, "'soon' is not a number of seconds above 0"),
         (["run", "--timeout", "-1", "--", "x"], 2, "--timeout"),
         (["run", "--in", "wld_x", "--net", "@python", "--", "x"], 2, "--in uses a world as it is"),
         (["-c", "ls", "x"], 2, "-c takes one string"),
