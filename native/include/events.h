@@ -80,7 +80,7 @@ struct sub_identity {
 struct sub_segment {
     uint64_t magic;
     uint16_t version;
-    uint16_t header_bytes; /* where the first record starts */
+    uint16_t header_bytes; /* where the first record starts, behind tables of the writer's own */
     uint32_t flags;        /* SUB_SEGMENT_*, atomic */
     uint64_t size;         /* of the file, as mapped by the writer */
     struct sub_identity self;
@@ -92,7 +92,8 @@ struct sub_segment {
     uint64_t lost;        /* events that found no room while this segment was current, atomic */
     uint32_t classes_off; /* SUB_CLASS_* that the program does not record */
     uint32_t reserved32;
-    uint64_t reserved[3];
+    uint64_t sources; /* the writer's own: where its SUB_SOURCES is */
+    uint64_t reserved[2];
     uint64_t directories[16]; /* the writer's own: which SUB_TAG_DIRECTORY_ID it has explained */
 };
 _Static_assert(sizeof(struct sub_segment) == 240, "the segment header is part of the format");
@@ -127,7 +128,11 @@ enum sub_record_type {
  * SUB_STAT, SUB_TRANSFER and SUB_SOURCES are sums: the first call of a kind makes the record, the
  * later ones add to the counts in it (relaxed atomic additions), for as long as the writer
  * remembers where it is. A path, descriptor or image may have several; a reader adds them up.
- * `elapsed_ns`, `result` and `error` are those of the first call.
+ * `result` and `error` are those of the first call, `start_ns` is when it returned; nobody measured
+ * how long it took. `last_ns` comes from a clock that ticks every few milliseconds.
+ *
+ * A SUB_STAT without a path is of the descriptor arg[0]; calls that failed count in SUB_STAT, not in
+ * SUB_TRANSFER. A transfer to an address (sendto) carries it.
  */
 
 /* Bits of sub_record.flags. */
@@ -135,6 +140,11 @@ enum sub_record_type {
 #define SUB_FLAG_TRUNCATED 2u   /* a string or the argument list was cut */
 #define SUB_FLAG_FAULT 4u       /* a pointer of the caller could not be read */
 #define SUB_FLAG_DIRECTORY 8u   /* opened as a directory (opendir) */
+/*
+ * Of SUB_TRANSFER and of SUB_STAT without a path: since the descriptor was last closed or made
+ * anew (a pipe, a socket that is not connected), no record says what it leads to.
+ */
+#define SUB_FLAG_UNNAMED 16u
 
 struct sub_record {
     uint32_t length; /* of header and fields, a multiple of 8; stored last, release */
@@ -349,7 +359,206 @@ enum sub_spawn_action {
     X(fdopendir)                                                                                   \
     X(prctl)                                                                                       \
     X(syscall)                                                                                     \
-    X(__libc_start_main)
+    X(__libc_start_main)                                                                           \
+    X(getaddrinfo_a)                                                                               \
+    X(getnameinfo)                                                                                 \
+    X(gethostbyname)                                                                               \
+    X(gethostbyname_r)                                                                             \
+    X(gethostbyname2)                                                                              \
+    X(gethostbyname2_r)                                                                            \
+    X(gethostbyaddr)                                                                               \
+    X(gethostbyaddr_r)                                                                             \
+    X(res_query)                                                                                   \
+    X(__res_query)                                                                                 \
+    X(res_search)                                                                                  \
+    X(__res_search)                                                                                \
+    X(res_send)                                                                                    \
+    X(__res_send)                                                                                  \
+    X(res_nquery)                                                                                  \
+    X(__res_nquery)                                                                                \
+    X(res_nsearch)                                                                                 \
+    X(__res_nsearch)                                                                               \
+    X(res_nsend)                                                                                   \
+    X(__res_nsend)                                                                                 \
+    X(bind)                                                                                        \
+    X(listen)                                                                                      \
+    X(accept)                                                                                      \
+    X(accept4)                                                                                     \
+    X(socket)                                                                                      \
+    X(__socket)                                                                                    \
+    X(socketpair)                                                                                  \
+    X(stat)                                                                                        \
+    X(stat64)                                                                                      \
+    X(lstat)                                                                                       \
+    X(lstat64)                                                                                     \
+    X(fstat)                                                                                       \
+    X(fstat64)                                                                                     \
+    X(fstatat)                                                                                     \
+    X(fstatat64)                                                                                   \
+    X(statx)                                                                                       \
+    X(__xstat)                                                                                     \
+    X(__xstat64)                                                                                   \
+    X(__lxstat)                                                                                    \
+    X(__lxstat64)                                                                                  \
+    X(__fxstat)                                                                                    \
+    X(__fxstat64)                                                                                  \
+    X(__fxstatat)                                                                                  \
+    X(__fxstatat64)                                                                                \
+    X(access)                                                                                      \
+    X(faccessat)                                                                                   \
+    X(euidaccess)                                                                                  \
+    X(eaccess)                                                                                     \
+    X(readlink)                                                                                    \
+    X(readlinkat)                                                                                  \
+    X(__readlink_chk)                                                                              \
+    X(__readlinkat_chk)                                                                            \
+    X(realpath)                                                                                    \
+    X(__realpath_chk)                                                                              \
+    X(canonicalize_file_name)                                                                      \
+    X(statfs)                                                                                      \
+    X(statfs64)                                                                                    \
+    X(statvfs)                                                                                     \
+    X(statvfs64)                                                                                   \
+    X(getxattr)                                                                                    \
+    X(lgetxattr)                                                                                   \
+    X(listxattr)                                                                                   \
+    X(llistxattr)                                                                                  \
+    X(read)                                                                                        \
+    X(__read)                                                                                      \
+    X(__read_chk)                                                                                  \
+    X(write)                                                                                       \
+    X(__write)                                                                                     \
+    X(pread)                                                                                       \
+    X(pread64)                                                                                     \
+    X(__pread64)                                                                                   \
+    X(__pread_chk)                                                                                 \
+    X(__pread64_chk)                                                                               \
+    X(pwrite)                                                                                      \
+    X(pwrite64)                                                                                    \
+    X(__pwrite64)                                                                                  \
+    X(readv)                                                                                       \
+    X(writev)                                                                                      \
+    X(preadv)                                                                                      \
+    X(preadv64)                                                                                    \
+    X(pwritev)                                                                                     \
+    X(pwritev64)                                                                                   \
+    X(preadv2)                                                                                     \
+    X(preadv64v2)                                                                                  \
+    X(pwritev2)                                                                                    \
+    X(pwritev64v2)                                                                                 \
+    X(send)                                                                                        \
+    X(__send)                                                                                      \
+    X(sendto)                                                                                      \
+    X(sendmsg)                                                                                     \
+    X(sendmmsg)                                                                                    \
+    X(__sendmmsg)                                                                                  \
+    X(recv)                                                                                        \
+    X(__recv)                                                                                      \
+    X(__recv_chk)                                                                                  \
+    X(recvfrom)                                                                                    \
+    X(__recvfrom_chk)                                                                              \
+    X(recvmsg)                                                                                     \
+    X(recvmmsg)                                                                                    \
+    X(sendfile)                                                                                    \
+    X(sendfile64)                                                                                  \
+    X(copy_file_range)                                                                             \
+    X(splice)                                                                                      \
+    X(close)                                                                                       \
+    X(__close)                                                                                     \
+    X(closefrom)                                                                                   \
+    X(close_range)                                                                                 \
+    X(fclose)                                                                                      \
+    X(_IO_fclose)                                                                                  \
+    X(closedir)                                                                                    \
+    X(pclose)                                                                                      \
+    X(dup)                                                                                         \
+    X(dup2)                                                                                        \
+    X(__dup2)                                                                                      \
+    X(dup3)                                                                                        \
+    X(fcntl)                                                                                       \
+    X(__fcntl)                                                                                     \
+    X(fcntl64)                                                                                     \
+    X(pipe)                                                                                        \
+    X(__pipe)                                                                                      \
+    X(pipe2)                                                                                       \
+    X(eventfd)                                                                                     \
+    X(timerfd_create)                                                                              \
+    X(signalfd)                                                                                    \
+    X(epoll_create)                                                                                \
+    X(epoll_create1)                                                                               \
+    X(inotify_init)                                                                                \
+    X(inotify_init1)                                                                               \
+    X(utime)                                                                                       \
+    X(utimes)                                                                                      \
+    X(utimensat)                                                                                   \
+    X(futimens)                                                                                    \
+    X(futimes)                                                                                     \
+    X(lutimes)                                                                                     \
+    X(futimesat)                                                                                   \
+    X(fallocate)                                                                                   \
+    X(fallocate64)                                                                                 \
+    X(posix_fallocate)                                                                             \
+    X(posix_fallocate64)                                                                           \
+    X(setxattr)                                                                                    \
+    X(lsetxattr)                                                                                   \
+    X(fsetxattr)                                                                                   \
+    X(removexattr)                                                                                 \
+    X(lremovexattr)                                                                                \
+    X(fremovexattr)                                                                                \
+    X(lchmod)                                                                                      \
+    X(__xmknod)                                                                                    \
+    X(__xmknodat)                                                                                  \
+    X(mount)                                                                                       \
+    X(umount)                                                                                      \
+    X(umount2)                                                                                     \
+    X(sem_open)                                                                                    \
+    X(sem_unlink)                                                                                  \
+    X(mq_open)                                                                                     \
+    X(__mq_open_2)                                                                                 \
+    X(mq_unlink)                                                                                   \
+    X(open_by_handle_at)                                                                           \
+    X(ftw)                                                                                         \
+    X(ftw64)                                                                                       \
+    X(nftw)                                                                                        \
+    X(nftw64)                                                                                      \
+    X(fts_open)                                                                                    \
+    X(fts64_open)                                                                                  \
+    X(glob)                                                                                        \
+    X(glob64)                                                                                      \
+    X(wordexp)                                                                                     \
+    X(pidfd_spawn)                                                                                 \
+    X(pidfd_spawnp)                                                                                \
+    X(posix_spawn_file_actions_addtcsetpgrp_np)                                                    \
+    X(__libc_fork)                                                                                 \
+    X(pthread_create)                                                                              \
+    X(thrd_create)                                                                                 \
+    X(unshare)                                                                                     \
+    X(setns)                                                                                       \
+    X(dlopen)                                                                                      \
+    X(dlmopen)                                                                                     \
+    X(time)                                                                                        \
+    X(gettimeofday)                                                                                \
+    X(__gettimeofday)                                                                              \
+    X(clock_gettime)                                                                               \
+    X(__clock_gettime)                                                                             \
+    X(timespec_get)                                                                                \
+    X(ftime)                                                                                       \
+    X(getrandom)                                                                                   \
+    X(getentropy)                                                                                  \
+    X(arc4random)                                                                                  \
+    X(arc4random_buf)                                                                              \
+    X(arc4random_uniform)                                                                          \
+    X(getpid)                                                                                      \
+    X(__getpid)                                                                                    \
+    X(getppid)                                                                                     \
+    X(gettid)                                                                                      \
+    X(readdir)                                                                                     \
+    X(readdir64)                                                                                   \
+    X(readdir_r)                                                                                   \
+    X(readdir64_r)                                                                                 \
+    X(openat2)                                                                                     \
+    X(clone3)                                                                                      \
+    X(exit_group)
 
 #define SUB_OPERATION_ENUM(name) SUB_OP_##name,
 enum sub_operation { SUB_OPERATIONS(SUB_OPERATION_ENUM) SUB_OP_COUNT };
