@@ -21,6 +21,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* musl 1.2.3 has neither. */
+extern int renameat2(int, const char *, int, const char *, unsigned) __attribute__((weak));
+extern int execveat(int, const char *, char *const[], char *const[], int) __attribute__((weak));
+
 static char cwd[4096];
 static int directory;
 
@@ -168,7 +172,11 @@ static void changes(void) {
     report("mkdirat", "sub2", mkdirat(directory, "sub2", 0700));
     report("rename", "created", rename("created", "renamed"));
     report("renameat", "renamed", renameat(directory, "renamed", AT_FDCWD, "sub/renamed"));
-    report("renameat2", "sub/renamed", renameat2(AT_FDCWD, "sub/renamed", directory, "back", 0));
+    if (renameat2 != NULL)
+        report("renameat2", "sub/renamed",
+               renameat2(AT_FDCWD, "sub/renamed", directory, "back", 0));
+    else
+        rename("sub/renamed", "back");
     report("link", "made", link("made", "linked"));
     report("linkat", "made", linkat(directory, "made", directory, "linked2", 0));
     report("symlink", "pointer", symlink("made", "pointer"));
@@ -241,7 +249,8 @@ static void programs(void) {
     IN_CHILD("execle", "/bin/sh",
              execle("/bin/sh", "sh", "-c", "exit 7", (char *)NULL, environment));
     IN_CHILD("fexecve", "", fexecve(open("/bin/sh", O_RDONLY | O_CLOEXEC), argv, environ));
-    IN_CHILD("execveat", "/bin/sh", execveat(AT_FDCWD, "/bin/sh", argv, environ, 0));
+    if (execveat != NULL)
+        IN_CHILD("execveat", "/bin/sh", execveat(AT_FDCWD, "/bin/sh", argv, environ, 0));
     report("execve", "/missing", execve("/missing", argv, environ));
     report("execve", "", execve((char *)8, argv, environ));
     report("execve", "/bin/sh", execve("/bin/sh", (char **)8, environ));
