@@ -54,8 +54,9 @@ struct config {
     int cgroup_fd;
     const char *overlay_options[OVERLAY_OPTIONS_MAX + 1];
     char overlay_read_back[512];
-    char problems[4096]; /* lines */
-    bool range_works;    /* id-mapped overlay layers */
+    char problems[4096];      /* lines */
+    char ledger_problem[512]; /* why the best source of the ledger is not there; "" where it is */
+    bool range_works;         /* id-mapped overlay layers */
 };
 extern struct config config;
 
@@ -162,12 +163,29 @@ int cgroup_make(const char *world_id, uint32_t owner); /* directory fd, or -1 */
 void cgroup_remove(const char *world_id);
 void cgroup_remove_all(void);
 
+/* ---- ledger.c: what the kernel tells of a world's processes (kernel.h) ----------------------- */
+
+struct ledger;
+
+int ledger_start(void);
+const char *ledger_source(void);
+/* Before anything runs in the cgroup. NULL where there is no ledger; all below take NULL. */
+struct ledger *ledger_open(int cgroup_fd);
+void ledger_init_started(struct ledger *ledger, pid_t init);
+int ledger_reader(const struct ledger *ledger); /* a descriptor to read it with, or -1 */
+/* All that has happened is in it; records before from_ns are given up. */
+void ledger_sync(struct ledger *ledger, uint64_t from_ns);
+void ledger_close(struct ledger *ledger);
+void ledger_read(void); /* a source has something to say */
+
 /* ---- worlds.c -------------------------------------------------------------------------------- */
 
 struct connection;
 
-void worlds_create(struct connection *from, uint32_t request, const uint8_t *payload, size_t size);
-void worlds_attach(struct connection *from, uint32_t request, const char *world_id);
+void worlds_create(struct connection *from, const struct sub_packet *packet);
+void worlds_attach(struct connection *from, const struct sub_header *header, const char *world_id);
+void worlds_sync_ledger(struct connection *from, uint32_t request, const uint8_t *payload,
+                        size_t size);
 void worlds_list(struct connection *to, uint32_t request);
 void worlds_remove(struct connection *from, uint32_t request, const char *world_id);
 void worlds_shutdown(struct connection *from, uint32_t request);
@@ -179,7 +197,13 @@ void worlds_connection_lost(struct connection *connection);
 
 /* ---- server.c -------------------------------------------------------------------------------- */
 
-enum watch_kind { WATCH_LISTENER = 1, WATCH_SIGNALS = 2, WATCH_CONNECTION = 3, WATCH_REPORT = 4 };
+enum watch_kind {
+    WATCH_LISTENER = 1,
+    WATCH_SIGNALS = 2,
+    WATCH_CONNECTION = 3,
+    WATCH_REPORT = 4,
+    WATCH_LEDGER = 5,
+};
 
 int server_watch(int fd, enum watch_kind kind);
 void server_run(int listener, int signals);

@@ -206,7 +206,7 @@ int main(int count, char **arguments) {
     int signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
     int listener = listen_here();
     if (signals < 0 || server_watch(listener, WATCH_LISTENER) ||
-        server_watch(signals, WATCH_SIGNALS))
+        server_watch(signals, WATCH_SIGNALS) || ledger_start())
         die("epoll", "launcher");
     if (write(ready, "x", 1) != 1)
         die("write", "ready");

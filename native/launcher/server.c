@@ -65,10 +65,13 @@ static void serve(struct connection *from, const struct sub_packet *packet) {
                      NULL, 0);
         return;
     case SUB_L_CREATE:
-        worlds_create(from, header->request, packet->payload, header->length);
+        worlds_create(from, packet);
         return;
     case SUB_L_LIST:
         worlds_list(from, header->request);
+        return;
+    case SUB_L_LEDGER:
+        worlds_sync_ledger(from, header->request, packet->payload, header->length);
         return;
     case SUB_L_SHUTDOWN:
         worlds_shutdown(from, header->request);
@@ -79,7 +82,7 @@ static void serve(struct connection *from, const struct sub_packet *packet) {
         if (!id || !sub_id_is_valid(id))
             fail_set(&fail, EINVAL, "world id");
         else if (header->type == SUB_L_ATTACH)
-            worlds_attach(from, header->request, id);
+            worlds_attach(from, header, id);
         else
             worlds_remove(from, header->request, id);
         break;
@@ -177,6 +180,9 @@ void server_run(int listener, int signals) {
             case WATCH_REPORT:
                 worlds_read_report(fd);
                 worlds_reap();
+                break;
+            case WATCH_LEDGER:
+                ledger_read();
                 break;
             }
         }

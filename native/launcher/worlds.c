@@ -23,9 +23,10 @@ struct world {
     int wait_status;
     int report, channel_host, segments, pidfd;
     uint32_t slot;
+    struct ledger *ledger;
     struct fail fail;
     struct connection *creator; /* whom to answer; NULL when answered or gone */
-    uint32_t create_request;
+    struct sub_header create_header;
     struct waiter *waiters;
 };
 
@@ -98,14 +99,17 @@ void worlds_connection_lost(struct connection *connection) {
     }
 }
 
-static void send_box(struct connection *to, uint32_t request, const struct world *world) {
+static void send_box(struct connection *to, const struct sub_header *asked,
+                     const struct world *world) {
     uint8_t space[sizeof(struct sub_box) + 4 + SUB_ID_MAX];
     struct sub_writer writer = {space, 0, sizeof space, false};
     struct sub_box box = {.init_pid = world->init, .id_base = id_base(world)};
     sub_put(&writer, &box, sizeof box);
     sub_put_string(&writer, world->id);
-    int fds[] = {world->channel_host, world->segments, world->pidfd};
-    server_reply(to, SUB_L_BOX, request, space, writer.used, fds, 3);
+    /* Hosts that do not ask for it take a fourth descriptor for a mistake. */
+    SUB_AUTO_FD ledger = asked->flags & SUB_WANTS_LEDGER ? ledger_reader(world->ledger) : -1;
+    int fds[] = {world->channel_host, world->segments, world->pidfd, ledger};
+    server_reply(to, SUB_L_BOX, asked->request, space, writer.used, fds, ledger < 0 ? 3 : 4);
 }
 
 /* ---- creation -------------------------------------------------------------------------------- */
@@ -126,6 +130,7 @@ static void discard_world(struct world *world) {
     }
     if (world->slot < ID_SLOTS)
         slots[world->slot / 8] &= (uint8_t)~(1 << world->slot % 8);
+    ledger_close(world->ledger);
     sub_close_fd(&world->report);
     sub_close_fd(&world->channel_host);
     sub_close_fd(&world->segments);
@@ -164,6 +169,7 @@ static int launch(struct world *world, const struct spec *spec, struct fail *fai
     world->report = report[0];
     SUB_AUTO_FD report_box = report[1];
     SUB_AUTO_FD cgroup = cgroup_make(world->id, spec->range ? id_base(world) + INIT_ID : 0);
+    world->ledger = ledger_open(cgroup); /* before anybody is in there */
     struct stage_request request = {.spec = spec,
                                     .id_base = id_base(world),
                                     .channel_box = channel_box,
@@ -179,9 +185,10 @@ static int launch(struct world *world, const struct spec *spec, struct fail *fai
     return 0;
 }
 
-void worlds_create(struct connection *from, uint32_t request, const uint8_t *payload, size_t size) {
+void worlds_create(struct connection *from, const struct sub_packet *packet) {
     struct fail fail = {.op = -1};
-    struct spec *spec = spec_parse(payload, size, &fail);
+    uint32_t request = packet->header.request;
+    struct spec *spec = spec_parse(packet->payload, packet->header.length, &fail);
     struct world *world = NULL;
     if (!spec)
         server_reply_fail(from, request, &fail);
@@ -198,7 +205,7 @@ void worlds_create(struct connection *from, uint32_t request, const uint8_t *pay
         server_reply_fail(from, request, &fail);
     if (world) {
         world->creator = from;
-        world->create_request = request;
+        world->create_header = packet->header;
         if (launch(world, spec, &fail)) {
             server_reply_fail(from, request, &fail);
             world->creator = NULL;
@@ -226,6 +233,7 @@ static void take_report(struct world *world, struct sub_packet *packet) {
     memcpy(&report, packet->payload, sizeof report);
     if (report.kind == STAGE_INIT_PID) {
         world->init = report.init_pid;
+        ledger_init_started(world->ledger, world->init);
     } else if (report.kind == STAGE_BOX && packet->fd_count == 2) {
         world->pidfd = sub_packet_take_fd(packet, 0);
         world->segments = sub_packet_take_fd(packet, 1);
@@ -244,7 +252,7 @@ static void finish_staging(struct world *world) {
                  world->id);
         kill_world(world);
     } else if (world->creator && !world->removing) {
-        send_box(world->creator, world->create_request, world);
+        send_box(world->creator, &world->create_header, world);
         world->creator = NULL;
     }
 }
@@ -286,7 +294,7 @@ static void bury(struct world *world) {
     }
     if (world->creator) {
         fail_set(&world->fail, 0, "world %s was removed while it was being made", world->id);
-        server_reply_fail(world->creator, world->create_request, &world->fail);
+        server_reply_fail(world->creator, world->create_header.request, &world->fail);
     }
     answer_waiters(&world->waiters);
     discard_world(world);
@@ -353,14 +361,31 @@ void worlds_shutdown(struct connection *from, uint32_t request) {
 
 /* ---- looking --------------------------------------------------------------------------------- */
 
-void worlds_attach(struct connection *from, uint32_t request, const char *world_id) {
+void worlds_attach(struct connection *from, const struct sub_header *header, const char *world_id) {
     struct world *world = find(world_id);
     struct fail fail = {.op = -1};
     if (world && world->live && !world->removing && world->init) {
-        send_box(from, request, world);
+        send_box(from, header, world);
         return;
     }
     fail_set(&fail, ENOENT, "world %s", world_id);
+    server_reply_fail(from, header->request, &fail);
+}
+
+void worlds_sync_ledger(struct connection *from, uint32_t request, const uint8_t *payload,
+                        size_t size) {
+    struct sub_reader reader = {payload, size, false};
+    struct fail fail = {.op = -1};
+    uint64_t from_ns;
+    sub_get_into(&reader, &from_ns, sizeof from_ns);
+    SUB_AUTO_STRING id = sub_get_string(&reader);
+    struct world *world = id && sub_id_is_valid(id) ? find(id) : NULL;
+    if (world && world->ledger) {
+        ledger_sync(world->ledger, from_ns);
+        server_reply(from, SUB_L_OK, request, NULL, 0, NULL, 0);
+        return;
+    }
+    fail_set(&fail, ENOENT, "ledger of world %s", id ? id : "");
     server_reply_fail(from, request, &fail);
 }
 

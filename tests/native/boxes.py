@@ -190,8 +190,7 @@ def talk(backend: NativeBackend, box: Box, directory: Path) -> Guest:
 def let_go(guest: Guest) -> None:
     """Close this side; the box lives on."""
     guest.client.close()
-    os.close(guest.box.segments_fd)
-    os.close(guest.box.pidfd)
+    guest.box.close()
 
 
 @contextlib.asynccontextmanager

@@ -604,8 +604,8 @@ def test_the_backend_can_be_used_by_two_loops_in_turn(tmp_path: Path) -> None:
         backend = make_backend(tmp_path)
         await backend.start()
         box = await backend.create(box_spec(tmp_path))
-        for fd in (box.channel_fd, box.segments_fd, box.pidfd):
-            os.close(fd)
+        os.close(box.channel_fd)
+        box.close()
         await backend.close()
 
     async def second() -> None:

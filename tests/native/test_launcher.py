@@ -17,6 +17,7 @@ import pytest
 from substrate_services.world.backends.base import (
     BackendError,
     Bind,
+    Box,
     BoxSpec,
     Grab,
     MaskDir,
@@ -42,9 +43,9 @@ from tests.native.boxes import (
 pytestmark = pytest.mark.root
 
 
-def _close(box_fds: tuple[int, ...]) -> None:
-    for fd in box_fds:
-        os.close(fd)
+def _close(box: Box) -> None:
+    os.close(box.channel_fd)
+    box.close()
 
 
 def test_a_world_is_made_runs_and_leaves_nothing(tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_an_init_that_dies_is_reported(tmp_path: Path) -> None:
             world, status = await gone.get()
             assert (world, os.WTERMSIG(status)) == ("wld_test", signal.SIGKILL)
             assert await backend.adopt() == []
-            _close((box.channel_fd, box.segments_fd, box.pidfd))
+            _close(box)
 
     asyncio.run(scenario())
 
@@ -364,7 +365,7 @@ def test_one_launcher_serves_a_state_directory(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with launcher(tmp_path) as first:
             box = await first.create(box_spec(tmp_path))
-            _close((box.channel_fd, box.segments_fd, box.pidfd))
+            _close(box)
             second = make_backend(tmp_path)
             await second.start()
             assert second.launcher_pid == first.launcher_pid
@@ -372,7 +373,7 @@ def test_one_launcher_serves_a_state_directory(tmp_path: Path) -> None:
             assert [found.world_id for found in adopted] == ["wld_test"]
             assert adopted[0].init_pid == box.init_pid
             for found in adopted:
-                _close((found.channel_fd, found.segments_fd, found.pidfd))
+                _close(found)
             await second.close()
 
     asyncio.run(scenario())
@@ -460,6 +461,6 @@ def test_nonsense_on_the_socket_harms_nobody(tmp_path: Path) -> None:
                     stranger.send(packet)
                     assert (await backend.adopt()) == []
             box = await backend.create(box_spec(tmp_path))
-            _close((box.channel_fd, box.segments_fd, box.pidfd))
+            _close(box)
 
     asyncio.run(scenario())

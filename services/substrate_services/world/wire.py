@@ -23,6 +23,8 @@ STDIN_WINDOW = 256 << 10
 STDIN_CHUNK = 32 << 10
 ID_BYTES = 64
 _IN_MEMFD = 1
+#: Flag of CREATE and ATTACH: the answer may hold the descriptor of the kernel's ledger.
+WANTS_LEDGER = 2
 _HEADER = struct.Struct("<HHIII")
 _FDS_MAX = 4
 #: Answers larger than this come in a memfd; with margin for the header.
@@ -38,6 +40,7 @@ class LauncherType(IntEnum):
     ATTACH = 0x0104
     REMOVE = 0x0105
     SHUTDOWN = 0x0106
+    LEDGER = 0x0107
     WELCOME = 0x0181
     BOX = 0x0182
     WORLDS = 0x0183
@@ -179,7 +182,9 @@ class Connection:
         """Whether nothing can be sent any more."""
         return self._closed
 
-    def send(self, kind: int, request: int, payload: bytes, fds: Sequence[int] = ()) -> None:
+    def send(
+        self, kind: int, request: int, payload: bytes, fds: Sequence[int] = (), *, flags: int = 0
+    ) -> None:
         """Send one packet; ``fds`` are duplicated by the kernel and stay the caller's.
 
         Raises:
@@ -187,12 +192,11 @@ class Connection:
         """
         if self._closed:
             raise WireError("the connection is closed")
-        flags = 0
         own: list[int] = []
         inline = payload
         if len(payload) > _INLINE_MAX:
             own.append(_memfd(payload))
-            flags = _IN_MEMFD
+            flags |= _IN_MEMFD
             inline = b""
         header = _HEADER.pack(PROTOCOL_VERSION, kind, request, len(payload), flags)
         try:

@@ -325,7 +325,7 @@ class Worlds:
     async def _discard(self, world_id: str, directory: Path, box: Box | None) -> None:
         await self._backend.remove(world_id)
         if box is not None:
-            _close(box)
+            box.close()
         await self._remove_directory(directory)
 
     async def _remove_directory(self, directory: Path) -> None:
@@ -342,7 +342,7 @@ class Worlds:
         world_id = directory.name
         await self._backend.remove(world_id)
         if box is not None:
-            _close(box)
+            box.close()
         kept = directory.with_suffix(_DAMAGED)
         await asyncio.to_thread(directory.rename, kept)
         log.error("world %s cannot be taken over: %s; its files are in %s", world_id, error, kept)
@@ -400,12 +400,7 @@ def _let_go(world: World) -> None:
     if world.client is not None:
         world.client.close()
     if world.box is not None:
-        _close(world.box)
-
-
-def _close(box: Box) -> None:
-    for descriptor in (box.segments_fd, box.pidfd):
-        os.close(descriptor)
+        world.box.close()
 
 
 def _report(task: asyncio.Task[object]) -> None:

@@ -6,6 +6,7 @@ backend only makes boxes, finds those that outlived the host process, and takes 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -79,6 +80,7 @@ class Symlink:
     points_to: bytes
 
 
+LedgerSource = Literal["bpf", "proc_connector", "none"]
 MountOp = Overlay | Bind | Tmpfs | MaskFile | MaskDir | Grab | Place | Symlink
 
 
@@ -110,6 +112,13 @@ class Box:
     segments_fd: int  # directory of the segment tmpfs
     pidfd: int
     id_base: int = 0  # the host's uid for the box's uid 0, with id_mapping "range"
+    ledger_fd: int | None = None  # what the kernel tells of its processes (native/include/ledger.h)
+
+    def close(self) -> None:
+        """Close the descriptors that nobody has taken over: all but the channel."""
+        for descriptor in (self.segments_fd, self.pidfd, self.ledger_fd):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,9 @@ class BackendCapabilities:
     overlay_options: tuple[str, ...]
     kill: Literal["cgroup.kill", "subreaper"]
     problems: tuple[str, ...] = ()  # one line each: what is missing, the consequence, the fix
+    # Where what the kernel tells of processes comes from, and why not from the best source.
+    ledger: LedgerSource = "none"
+    ledger_problem: str = ""
 
 
 class Backend(Protocol):
@@ -144,6 +156,17 @@ class Backend(Protocol):
 
     async def remove(self, world_id: str) -> None:
         """Kill everything in the box and unmount it. Idempotent."""
+
+    async def sync_ledger(self, world_id: str, from_ns: int) -> None:
+        """Return once the box's ledger holds all that has happened; see :class:`Box`.
+
+        Args:
+            world_id: a box with a ledger.
+            from_ns: CLOCK_MONOTONIC; nobody needs what the ledger holds from before. 0: keep all.
+
+        Raises:
+            BackendError: it cannot be told whether all is there.
+        """
 
     def capabilities(self) -> BackendCapabilities:
         """What this host can do; known after :meth:`start`."""

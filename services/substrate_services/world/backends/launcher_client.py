@@ -28,6 +28,7 @@ from substrate_services.world.backends.base import (
     Tmpfs,
 )
 from substrate_services.world.wire import (
+    WANTS_LEDGER,
     Connection,
     LauncherType,
     Packet,
@@ -171,12 +172,18 @@ class LauncherClient:
 
     async def create(self, spec: BoxSpec) -> Box:
         """Make a box. Raises BackendError."""
-        return self._box(await self._ask(LauncherType.CREATE, encode_spec(spec), LauncherType.BOX))
+        return self._box(
+            await self._ask(
+                LauncherType.CREATE, encode_spec(spec), LauncherType.BOX, flags=WANTS_LEDGER
+            )
+        )
 
     async def attach(self, world_id: str) -> Box:
         """A living box. Raises BackendError where there is none."""
         payload = string(world_id.encode())
-        return self._box(await self._ask(LauncherType.ATTACH, payload, LauncherType.BOX))
+        return self._box(
+            await self._ask(LauncherType.ATTACH, payload, LauncherType.BOX, flags=WANTS_LEDGER)
+        )
 
     async def worlds(self) -> list[str]:
         """Ids of the living boxes."""
@@ -184,6 +191,19 @@ class LauncherClient:
         reader = Reader(packet.payload)
         (count,) = struct.unpack("<I", reader.raw(4))
         return [reader.string().decode() for _ in range(count)]
+
+    async def sync_ledger(self, world_id: str, from_ns: int) -> None:
+        """Return once everything the kernel has told is in the box's ledger.
+
+        Args:
+            world_id: a box with a ledger.
+            from_ns: CLOCK_MONOTONIC; what the ledger holds from before may be forgotten. 0: keep.
+
+        Raises:
+            BackendError: there is no such ledger.
+        """
+        payload = struct.pack("<Q", from_ns) + string(world_id.encode())
+        await self._ask(LauncherType.LEDGER, payload, LauncherType.OK)
 
     async def remove(self, world_id: str) -> None:
         """Kill everything in a box; returns when it is gone. Idempotent."""
@@ -205,12 +225,14 @@ class LauncherClient:
 
     # -- packets ---------------------------------------------------------------------------------
 
-    async def _ask(self, kind: LauncherType, payload: bytes, wanted: LauncherType) -> Packet:
+    async def _ask(
+        self, kind: LauncherType, payload: bytes, wanted: LauncherType, *, flags: int = 0
+    ) -> Packet:
         request = next(self._requests) & 0xFFFFFFFF
         future: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
         self._pending[request] = future
         try:
-            self._connection.send(kind, request, payload)
+            self._connection.send(kind, request, payload, flags=flags)
             packet = await future
         except WireError as error:
             raise BackendError(f"the launcher is gone: {error}") from error
@@ -226,12 +248,13 @@ class LauncherClient:
         raise _failure(packet)
 
     def _box(self, packet: Packet) -> Box:
-        if len(packet.fds) != 3:
+        # The fourth, the ledger, is missing where there is none, and from launchers before it.
+        if len(packet.fds) not in (3, 4):
             packet.close_fds()
             raise BackendError("the launcher answered without descriptors")
         reader = Reader(packet.payload)
         init_pid, id_base = _BOX.unpack(reader.raw(_BOX.size))
-        channel, segments, pidfd = packet.fds
+        channel, segments, pidfd, *ledger = packet.fds
         return Box(
             world_id=reader.string().decode(),
             init_pid=init_pid,
@@ -239,6 +262,7 @@ class LauncherClient:
             segments_fd=segments,
             pidfd=pidfd,
             id_base=id_base,
+            ledger_fd=ledger[0] if ledger else None,
         )
 
     def _take(self, packet: Packet) -> None:

@@ -14,6 +14,7 @@ from substrate_services.world.backends.base import (
     BackendUnavailable,
     Box,
     BoxSpec,
+    LedgerSource,
 )
 from substrate_services.world.backends.launcher_client import (
     LauncherClient,
@@ -130,6 +131,10 @@ class NativeBackend:
         self._known.discard(world_id)
         await self._launcher().remove(world_id)
 
+    async def sync_ledger(self, world_id: str, from_ns: int) -> None:
+        """See :class:`Backend`."""
+        await self._launcher().sync_ledger(world_id, from_ns)
+
     async def shutdown(self) -> None:
         """Remove every box and end the launcher."""
         self._known.clear()
@@ -171,6 +176,11 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         mapping = "range"
     elif value("id_mapping") == "weak":
         mapping = "weak"
+    ledger: LedgerSource = "none"
+    if value("ledger") == "bpf":
+        ledger = "bpf"
+    elif value("ledger") == "proc_connector":
+        ledger = "proc_connector"
     return BackendCapabilities(
         rootless=value("rootless") == "1",
         id_mapping=mapping,
@@ -178,4 +188,6 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         overlay_options=tuple(filter(None, value("overlay_options").split(","))),
         kill="cgroup.kill" if value("kill") == "cgroup.kill" else "subreaper",
         problems=tuple(found.get("problem", ())),
+        ledger=ledger,
+        ledger_problem=value("ledger_problem"),
     )
