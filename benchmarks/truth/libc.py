@@ -1,0 +1,147 @@
+"""What libc does by itself: rules that take a call out of the denominator, each with its name.
+
+A rule is asked only about a call that no record of a symbol accounts for, and it wants more than a
+path. So a missing hook cannot hide behind it: a program that opened one of these files through a
+symbol has a record that the call is matched with first, and one that did so through a symbol
+without a hook would have to open exactly these files, in exactly libc's way.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+
+from benchmarks.truth.operations import OpClass
+from benchmarks.truth.traced import TracedCall
+
+#: How libc opens its own files (fopen "rce" is the same); a few old places leave O_CLOEXEC out.
+_PLAIN = frozenset(("O_RDONLY|O_CLOEXEC", "O_RDONLY", "O_RDONLY|O_NOCTTY|O_CLOEXEC"))
+_SHARED_OBJECT = re.compile(rb"\.so(\.[0-9.]+)?$")
+_LIBC_LOADS = re.compile(rb"/(libnss_\w+|libgcc_s|libresolv|[\w+-]+/gconv/[\w-]+)\.so(\.\d+)?$")
+
+_PATHS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
+    (
+        "locale",
+        re.compile(
+            rb"^/usr/(lib|share)/locale/|^/etc/locale\.alias$|/LC_MESSAGES/[\w.@+-]+\.mo$"
+            rb"|^/usr/share/locale-langpack/"
+        ),
+    ),
+    ("gconv", re.compile(rb"^/usr/lib/([\w-]+/)?gconv/gconv-modules")),
+    (
+        "NSS",
+        re.compile(
+            rb"^/etc/(nsswitch\.conf|passwd|group|shadow|gshadow|hosts|resolv\.conf|host\.conf"
+            rb"|gai\.conf|services|protocols|networks|ethers|rpc)$"
+        ),
+    ),
+    ("time zone", re.compile(rb"^/etc/localtime$|^/usr/share/zoneinfo/")),
+    (
+        "facts of the system",  # sysconf, get_nprocs, pthread_getattr_np, malloc's arenas
+        re.compile(
+            rb"^/sys/devices/system/cpu(/online|/possible)?$|^/proc/(stat|meminfo|cpuinfo)$"
+            rb"|^/proc/self/maps$|^/proc/sys/(vm/overcommit_memory|kernel/(ngroups_max|rtsig-max))$"
+            rb"|^/sys/kernel/mm/(transparent_hugepage/|hugepages)"
+        ),
+    ),
+)
+_NSCD = re.compile(rb"^fd \d+ /(var/)?run/nscd/socket$")
+_NAME_SERVER = re.compile(rb"^fd \d+ .*:53$")
+
+
+def libc_itself(call: TracedCall, loaded: frozenset[bytes]) -> str:
+    """The name of the rule that puts the call among libc's own; empty when none does.
+
+    Args:
+        call: that no record accounts for.
+        loaded: base names of all files that the loader mapped into the call's process.
+    """
+    operation = call.at.operation
+    if operation.op_class is OpClass.NETWORK:
+        return _network(call)
+    if operation.op_class is not OpClass.READ or call.flags not in _PLAIN:
+        return ""
+    if _is_loader(call, loaded):
+        return "loader"
+    for name, pattern in _PATHS:
+        if pattern.search(operation.path):
+            return name
+    return ""
+
+
+def _is_loader(call: TracedCall, loaded: frozenset[bytes]) -> bool:
+    path = call.at.operation.path
+    if path in (b"/etc/ld.so.cache", b"/etc/ld.so.preload"):
+        return True
+    if call.mapped:
+        return True
+    if call.flags != "O_RDONLY|O_CLOEXEC" or not _SHARED_OBJECT.search(path):
+        return False
+    # What the loader looked for in vain: before the program ran, or a name that it found elsewhere.
+    return (
+        call.before_library
+        or posixpath.basename(path) in loaded
+        or _LIBC_LOADS.search(path) is not None
+    )
+
+
+def _network(call: TracedCall) -> str:
+    operation = call.at.operation
+    if operation.kind == "connect" and _NSCD.match(operation.path):
+        return "NSS"
+    if operation.kind == "connect" and _NAME_SERVER.match(operation.path):
+        return "NSS"
+    return ""
+
+
+#: Entry points in whose recorded time, on the same thread, libc's own calls are part of them; the
+#: rule's name is the entry point's. Each with the kinds of operation that it is known to do.
+ENTRY_POINTS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("glob", "glob64", "wordexp"), frozenset(("open",))),
+    **dict.fromkeys(("ftw", "ftw64", "nftw", "nftw64"), frozenset(("open",))),
+    **dict.fromkeys(
+        ("fts_open", "fts_read", "fts_children", "fts64_open", "fts64_read", "fts64_children"),
+        frozenset(("open",)),
+    ),
+    **dict.fromkeys(("scandir", "scandir64", "scandirat", "scandirat64"), frozenset(("open",))),
+    **dict.fromkeys(
+        (
+            "mkstemp",
+            "mkstemp64",
+            "mkostemp",
+            "mkostemp64",
+            "mkstemps",
+            "mkstemps64",
+            "mkostemps",
+            "mkostemps64",
+            "tmpfile",
+            "tmpfile64",
+            "shm_open",
+            "sem_open",
+        ),
+        frozenset(("open", "link", "remove")),
+    ),  # fmt: skip
+    "mkdtemp": frozenset(("mkdir",)),
+    "remove": frozenset(("remove",)),
+    **dict.fromkeys(("fchmodat", "lchmod"), frozenset(("open", "chmod"))),
+    **dict.fromkeys(("dlopen", "dlmopen"), frozenset(("open",))),
+    **dict.fromkeys(
+        (
+            "getaddrinfo",
+            "gethostbyname",
+            "gethostbyname2",
+            "gethostbyaddr",
+            "gethostbyname_r",
+            "gethostbyname2_r",
+            "gethostbyaddr_r",
+            "getnameinfo",
+            "res_search",
+            "res_query",
+        ),
+        frozenset(("open", "connect", "bind")),
+    ),  # fmt: skip
+    **dict.fromkeys(("popen", "system", "posix_spawn", "posix_spawnp"), frozenset(("open",))),
+    "daemon": frozenset(("open",)),
+    "forkpty": frozenset(("open",)),
+    **dict.fromkeys(("closefrom", "realpath"), frozenset(("open",))),
+}

@@ -1,0 +1,145 @@
+"""Running a command under the library and strace at once, and comparing what both tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.truth.compare import Comparison, compare
+from benchmarks.truth.lineage import Lineage
+from benchmarks.truth.recorded import read_events
+from benchmarks.truth.strace_log import TRACED, read_logs
+from benchmarks.truth.traced import Tracer
+from substrate_services.telemetry.decode import ClockOffsets, DecodeLimits, DecodeSummary
+from substrate_services.telemetry.segments import SEGMENT_VARIABLE, prepare_directory
+from tests.native.recording import Event, decode, preload_library
+
+_LIMITS = DecodeLimits(output_bytes=4 << 30, memory_bytes=8 << 30, timeout_s=300)
+
+
+class WorkloadFailed(RuntimeError):
+    """The command did not end as it should have, so there is nothing to compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A run that both saw."""
+
+    comparison: Comparison
+    summary: DecodeSummary
+    elapsed_s: float
+
+
+def run_pair(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 300,
+    keep: Path | None = None,
+) -> Pair:
+    """Run a command, traced and recorded, and compare.
+
+    Args:
+        command: with its arguments.
+        cwd: where.
+        env: added to this process's environment, of which little is passed on.
+        timeout_s: after which it is killed.
+        keep: a directory for strace's files and the events, to look into a difference.
+
+    Raises:
+        WorkloadFailed: it exited with anything but 0, or what it wrote could not be decoded.
+    """
+    with _rooms(keep) as (segments, logs):
+        library = _own_copy(logs)
+        started = time.monotonic()
+        _run(command, cwd, _environment(env), segments, library, logs, timeout_s)
+        elapsed_s = time.monotonic() - started
+        summary, events = decode(segments, offsets=_offsets(), limits=_LIMITS)
+        if summary.failure:
+            raise WorkloadFailed(summary.failure)
+        if keep is not None:
+            _write_events(keep / "events", events)
+        comparison = _compare(logs / "strace", segments, library, events)
+        return Pair(comparison, summary, elapsed_s)
+
+
+def _compare(prefix: Path, segments: Path, library: Path, events: Sequence[Event]) -> Comparison:
+    logs = read_logs(prefix)
+    directory = os.fsencode(segments)
+    lineage = Lineage(logs, directory)
+    recorded = read_events(events, frozenset(lineage.processes))
+    calls = list(Tracer(lineage, directory, os.fsencode(library)).calls())
+    comparison = compare(lineage, calls, recorded)
+    comparison.not_understood = sum(len(log.not_understood) for log in logs.values())
+    return comparison
+
+
+def _run(
+    command: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    segments: Path,
+    library: Path,
+    logs: Path,
+    timeout_s: float,
+) -> None:
+    # --seccomp-bpf stops at the traced calls alone, which is what makes this bearable. strace -E
+    # gives the library to the command and not to strace.
+    strace = ["strace", "-ff", "--seccomp-bpf", "-ttt", "-y", "-s", "256", "-e", f"trace={TRACED}"]
+    passed = ["-E", f"LD_PRELOAD={library}", "-E", f"{SEGMENT_VARIABLE}={segments}"]
+    whole = [*strace, "-e", "signal=none", "-qq", "-o", str(logs / "strace"), *passed, *command]
+    try:
+        done = subprocess.run(
+            whole, check=False, capture_output=True, cwd=cwd, env=env, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WorkloadFailed(f"{command[0]} was not done after {timeout_s:g} s") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+        last = said[-1] if said else "no message"
+        raise WorkloadFailed(f"{command[0]} ended with {done.returncode}: {last}")
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    passed = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**passed, "LANG": "C.UTF-8", **(extra or {})}
+
+
+def _offsets() -> ClockOffsets:
+    """This process's; a hello's own are as far off as strace stopped it between two clocks."""
+    monotonic_ns = time.monotonic_ns()
+    boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - monotonic_ns
+    return ClockOffsets(utc_ns=time.time_ns() - time.monotonic_ns(), boot_ns=boot_ns)
+
+
+def _own_copy(directory: Path) -> Path:
+    """The library, safe from a build that replaces it while programs run."""
+    return Path(shutil.copy2(preload_library(), directory))
+
+
+@contextmanager
+def _rooms(keep: Path | None) -> Iterator[tuple[Path, Path]]:
+    """A directory for segments, in memory, and one for logs."""
+    segments = Path(tempfile.mkdtemp(prefix="sbtruth", dir="/dev/shm"))
+    logs = keep if keep is not None else Path(tempfile.mkdtemp(prefix="sbtruth", dir="/var/tmp"))
+    try:
+        prepare_directory(segments)
+        yield segments, logs
+    finally:
+        shutil.rmtree(segments, ignore_errors=True)
+        if keep is None:
+            shutil.rmtree(logs, ignore_errors=True)
+
+
+def _write_events(path: Path, events: Sequence[Event]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
