@@ -15,10 +15,10 @@ NATIVE_FILES = $(shell find native -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
 LAST_RELEASE = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint check bench fmt wheels clean
+.PHONY: help setup build demo test lint check bench bench-truth fmt wheels clean
 
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml hatch_build.py scripts/setup
 	@scripts/setup $(VENV)
@@ -63,6 +63,10 @@ check: lint test ## what CI will say: lint, then test
 bench: build ## benchmarks: ratios against peers, in one run
 	$(SAY) 'bench'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench
+
+bench-truth: build ## what the recorder captures next to strace, over real workloads
+	$(SAY) 'bench-truth'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench truth
 
 fmt: $(STAMP) ## format everything
 	@$(BIN)/ruff check --quiet --fix-only .

@@ -158,15 +158,14 @@ class _Matching:
 
     def run(self, loaded: frozenset[bytes]) -> None:
         """Match, and put what remains where it belongs."""
-        rest = self._keep(self._calls, self._same)
+        # The loader's first, lest they take the record of a program that opens a library itself.
+        rest = self._keep(self._calls, lambda call: self._loader(call, loaded))
+        rest = self._keep(rest, self._same)
         rest = self._keep(rest, self._searched, reverse=True)
         rest = self._keep(rest, self._path_search)
         rest = self._keep(rest, self._inside)
         for call in rest:
-            rule = libc_itself(call, loaded)
-            if rule:
-                self._result.libc[rule] += 1
-            else:
+            if not self._libc(call, loaded):
                 self._count(call, captured=False)
                 self._result.missing.append(call)
         for occurrences in self._free.values():
@@ -199,6 +198,15 @@ class _Matching:
         occurrences.pop()
         return True
 
+    def _loader(self, call: TracedCall, loaded: frozenset[bytes]) -> bool:
+        return (call.before_library or call.mapped) and self._libc(call, loaded)
+
+    def _libc(self, call: TracedCall, loaded: frozenset[bytes]) -> bool:
+        rule = libc_itself(call, loaded)
+        if rule:
+            self._result.libc[rule] += 1
+        return bool(rule)
+
     def _same(self, call: TracedCall) -> bool:
         taken = self._take(call.at.operation)
         if taken:
@@ -230,8 +238,8 @@ class _Matching:
 
     def _inside(self, call: TracedCall) -> bool:
         for entry in self._recorded.entries.get(call.at.tid, []):
-            if entry.start_s - _SLACK_S <= call.at.start_s <= entry.end_s + _SLACK_S:
-                if call.at.operation.kind in ENTRY_POINTS.get(entry.name, ()):
-                    self._result.attributed[entry.name] += 1
-                    return True
+            within = entry.start_s - _SLACK_S <= call.at.start_s <= entry.end_s + _SLACK_S
+            if within and call.at.operation.kind in ENTRY_POINTS.get(entry.name, ()):
+                self._result.attributed[entry.name] += 1
+                return True
         return False

@@ -46,6 +46,7 @@ _PATHS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ),
 )
 _NSCD = re.compile(rb"^fd \d+ /(var/)?run/nscd/socket$")
+_NETLINK = re.compile(rb"^fd \d+ AF_NETLINK$")
 _NAME_SERVER = re.compile(rb"^fd \d+ .*:53$")
 
 
@@ -91,57 +92,31 @@ def _network(call: TracedCall) -> str:
         return "NSS"
     if operation.kind == "connect" and _NAME_SERVER.match(operation.path):
         return "NSS"
+    if operation.kind == "bind" and _NETLINK.match(operation.path):
+        return "interfaces"  # getifaddrs, if_nameindex, getaddrinfo
     return ""
 
 
-#: Entry points in whose recorded time, on the same thread, libc's own calls are part of them; the
-#: rule's name is the entry point's. Each with the kinds of operation that it is known to do.
+def _points(names: str, *kinds: str) -> dict[str, frozenset[str]]:
+    return dict.fromkeys(names.split(), frozenset(kinds))
+
+
+#: Entry points in whose recorded time, on the same thread, libc's own calls are part of them; each
+#: with the kinds of operation that it is known to do.
 ENTRY_POINTS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("glob", "glob64", "wordexp"), frozenset(("open",))),
-    **dict.fromkeys(("ftw", "ftw64", "nftw", "nftw64"), frozenset(("open",))),
-    **dict.fromkeys(
-        ("fts_open", "fts_read", "fts_children", "fts64_open", "fts64_read", "fts64_children"),
-        frozenset(("open",)),
-    ),
-    **dict.fromkeys(("scandir", "scandir64", "scandirat", "scandirat64"), frozenset(("open",))),
-    **dict.fromkeys(
-        (
-            "mkstemp",
-            "mkstemp64",
-            "mkostemp",
-            "mkostemp64",
-            "mkstemps",
-            "mkstemps64",
-            "mkostemps",
-            "mkostemps64",
-            "tmpfile",
-            "tmpfile64",
-            "shm_open",
-            "sem_open",
-        ),
-        frozenset(("open", "link", "remove")),
-    ),  # fmt: skip
-    "mkdtemp": frozenset(("mkdir",)),
-    "remove": frozenset(("remove",)),
-    **dict.fromkeys(("fchmodat", "lchmod"), frozenset(("open", "chmod"))),
-    **dict.fromkeys(("dlopen", "dlmopen"), frozenset(("open",))),
-    **dict.fromkeys(
-        (
-            "getaddrinfo",
-            "gethostbyname",
-            "gethostbyname2",
-            "gethostbyaddr",
-            "gethostbyname_r",
-            "gethostbyname2_r",
-            "gethostbyaddr_r",
-            "getnameinfo",
-            "res_search",
-            "res_query",
-        ),
-        frozenset(("open", "connect", "bind")),
-    ),  # fmt: skip
-    **dict.fromkeys(("popen", "system", "posix_spawn", "posix_spawnp"), frozenset(("open",))),
-    "daemon": frozenset(("open",)),
-    "forkpty": frozenset(("open",)),
-    **dict.fromkeys(("closefrom", "realpath"), frozenset(("open",))),
+    **_points("glob glob64 wordexp ftw ftw64 nftw nftw64", "open"),
+    **_points("fts_open fts_read fts_children fts64_open fts64_read fts64_children", "open"),
+    **_points("scandir scandir64 scandirat scandirat64", "open"),
+    **_points("mkstemp mkstemp64 mkostemp mkostemp64 mkstemps mkstemps64", "open"),
+    **_points("mkostemps mkostemps64 tmpfile tmpfile64", "open", "remove"),
+    **_points("shm_open sem_open", "open", "link", "remove"),
+    **_points("mkdtemp", "mkdir"),
+    **_points("remove", "remove"),
+    **_points("fchmodat lchmod", "open", "chmod"),
+    **_points("dlopen dlmopen", "open"),
+    **_points("getaddrinfo getnameinfo gethostbyname gethostbyname2", "open", "connect", "bind"),
+    **_points("gethostbyaddr gethostbyname_r gethostbyname2_r", "open", "connect", "bind"),
+    **_points("gethostbyaddr_r res_search res_query", "open", "connect", "bind"),
+    **_points("popen system posix_spawn posix_spawnp", "open"),
+    **_points("daemon forkpty closefrom realpath", "open"),
 }

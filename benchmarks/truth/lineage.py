@@ -122,15 +122,22 @@ class Lineage:
         process.programs.sort(key=lambda program: program.from_s)
         for log in process.threads:
             for call in log.calls:
-                if call.name == "openat" and call.result is not None and call.result >= 0:
-                    if call.arguments[1].startswith(self._needle):
-                        process.program_at(call.at_s).covered = True
+                if self._makes_segment(call):
+                    process.program_at(call.at_s).covered = True
         covered = 0
         for execs, program in enumerate(process.programs):
             program.execs = execs
             if execs > 0:
                 covered += program.covered
                 program.image = Image(process.pid, covered if program.covered else -execs)
+
+    def _makes_segment(self, call: Call) -> bool:
+        return (
+            call.name == "openat"
+            and call.result is not None
+            and call.result >= 0
+            and call.arguments[1].startswith(self._needle)
+        )
 
 
 def _made(call: Call) -> bool:

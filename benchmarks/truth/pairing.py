@@ -61,7 +61,8 @@ def run_pair(
     with _rooms(keep) as (segments, logs):
         library = _own_copy(logs)
         started = time.monotonic()
-        _run(command, cwd, _environment(env), segments, library, logs, timeout_s)
+        strace = _strace(segments, library, logs)
+        _run([*strace, *command], cwd, _environment(env), timeout_s)
         elapsed_s = time.monotonic() - started
         summary, events = decode(segments, offsets=_offsets(), limits=_LIMITS)
         if summary.failure:
@@ -83,30 +84,25 @@ def _compare(prefix: Path, segments: Path, library: Path, events: Sequence[Event
     return comparison
 
 
-def _run(
-    command: Sequence[str],
-    cwd: Path,
-    env: Mapping[str, str],
-    segments: Path,
-    library: Path,
-    logs: Path,
-    timeout_s: float,
-) -> None:
+def _strace(segments: Path, library: Path, logs: Path) -> list[str]:
     # --seccomp-bpf stops at the traced calls alone, which is what makes this bearable. strace -E
     # gives the library to the command and not to strace.
     strace = ["strace", "-ff", "--seccomp-bpf", "-ttt", "-y", "-s", "256", "-e", f"trace={TRACED}"]
     passed = ["-E", f"LD_PRELOAD={library}", "-E", f"{SEGMENT_VARIABLE}={segments}"]
-    whole = [*strace, "-e", "signal=none", "-qq", "-o", str(logs / "strace"), *passed, *command]
+    return [*strace, "-e", "signal=none", "-qq", "-o", str(logs / "strace"), *passed]
+
+
+def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout_s: float) -> None:
     try:
         done = subprocess.run(
-            whole, check=False, capture_output=True, cwd=cwd, env=env, timeout=timeout_s
+            command, check=False, capture_output=True, cwd=cwd, env=env, timeout=timeout_s
         )
     except subprocess.TimeoutExpired as error:
-        raise WorkloadFailed(f"{command[0]} was not done after {timeout_s:g} s") from error
+        raise WorkloadFailed(f"the command was not done after {timeout_s:g} s") from error
     if done.returncode != 0:
         said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
         last = said[-1] if said else "no message"
-        raise WorkloadFailed(f"{command[0]} ended with {done.returncode}: {last}")
+        raise WorkloadFailed(f"the command ended with {done.returncode}: {last}")
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

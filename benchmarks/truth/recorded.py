@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +30,16 @@ _KINDS = {
     "xattr": "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr",
 }
 _MUTATIONS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
-_EXECS = frozenset("execve execv execvp execvpe execl execlp execle fexecve execveat".split())
-_SPAWNS = frozenset("posix_spawn posix_spawnp pidfd_spawn pidfd_spawnp system popen".split())
+_EXECS = frozenset(
+    ("execve", "execv", "execvp", "execvpe", "execl", "execlp", "execle", "fexecve", "execveat")
+)
+_SPAWNS = frozenset(
+    ("posix_spawn", "posix_spawnp", "pidfd_spawn", "pidfd_spawnp", "system", "popen")
+)
 _SHELLS = frozenset(("system", "popen"))
-_FORKS = frozenset("fork __fork __libc_fork _Fork clone __clone daemon forkpty".split())
+_FORKS = frozenset(
+    ("fork", "__fork", "__libc_fork", "_Fork", "clone", "__clone", "daemon", "forkpty")
+)
 _VFORKS = frozenset(("vfork", "__vfork"))
 _NETWORK = {
     "connect": "connect", "__connect": "connect", "bind": "bind", "listen": "listen",
@@ -83,25 +90,20 @@ def read_events(events: Sequence[Event], processes: frozenset[int]) -> Recorded:
         name = event["syscall"]
         found = _operations(event, name)
         searched = name in _EXECS | _SPAWNS and "path" not in event and name not in _SHELLS
+        subject = Operation(OpClass.STAT, name, _path(event, "path"))
         entry = Occurrence(
-            found[0] if found else Operation(OpClass.STAT, name, _bytes(event.get("path", ""))),
-            tid, start_s, end_s, name, event["result"], searched,
-        )  # fmt: skip
+            operation=found[0] if found else subject,
+            tid=tid,
+            start_s=start_s,
+            end_s=end_s,
+            name=name,
+            descriptor=event["result"],
+            searched=searched,
+        )
         recorded.entries[tid].append(entry)
         if not found:
             recorded.other[name] += 1
-        for operation in found:
-            recorded.operations[image].append(
-                Occurrence(
-                    operation,
-                    tid,
-                    start_s,
-                    end_s,
-                    name,
-                    event["result"],
-                    searched and operation.op_class is OpClass.EXEC,
-                )  # fmt: skip
-            )
+        recorded.operations[image] += [dataclasses.replace(entry, operation=op) for op in found]
     return recorded
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.truth.compare import Comparison, Count
 from benchmarks.truth.operations import MEASURED, OpClass
+from benchmarks.truth.traced import TracedCall
 
 #: The least share that is to be captured, in each class.
 BAR = 0.995
@@ -106,21 +107,21 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _cell(count: Count) -> str:
     if count.truth == 0:
-        return "–"
+        return "-"
     text = f"{count.captured:,}/{count.truth:,}"
     return text if count.captured == count.truth else f"{text} = {_percent(count)}"
 
 
 def _percent(count: Count) -> str:
     # Rounded down: 99.4996 % does not meet a bar of 99.5 %.
-    return f"{int(count.ratio * 100_000) / 1_000:.2f} %" if count.truth else "–"
+    return f"{int(count.ratio * 100_000) / 1_000:.2f} %" if count.truth else "-"
 
 
 def _captured(rows: Sequence[Row]) -> str:
     head = [
         "captured/truth",
         *(str(op_class) for op_class in MEASURED),
-        "failed look-ups and calls",
+        "failed calls",
     ]
     sums = totals(rows)
     lines = []
@@ -175,24 +176,19 @@ def _notes(rows: Sequence[Row]) -> str:
     own = sum(comparison.own for comparison in found)
     surplus = sum(len(comparison.surplus) for comparison in found)
     odd = sum(comparison.not_understood for comparison in found)
-    return "\n".join(
-        (
-            "Notes:",
-            "",
-            "- Truth: `strace -ff` of the same processes in the same run. Matched one to one by"
-            " process, exec number, operation, absolute path and errno, whatever the symbol.",
-            f"- The library's own calls are left out ({own:,}): paths below the segment directory,"
-            " and /proc/self/stat and /proc/self/ns/pid read just before one is made there.",
-            "- libc's own: read-only opens that no record accounts for, and that were mapped with"
-            " MAP_DENYWRITE or are the loader's search for a library; or libc's tables of locales,"
-            " gconv modules, NSS, time zones and facts of the system, by fixed lists of paths"
-            " (benchmarks/truth/libc.py).",
-            "- Part of an entry point: made on its thread within its recorded time, and of a kind"
-            f" that it is known to do: {inside}.",
-            f"- Recorded, and not seen by strace: {surplus:,}. Lines of strace not understood:"
-            f" {odd:,}.",
-        )
-    )
+    return f"""Notes:
+
+- Truth: `strace -ff` of the same processes in the same run. Matched one to one by process, exec
+  number, operation, absolute path and errno, whatever the symbol.
+- Failed calls are those of the five classes: look-ups in vain above all.
+- The library's own calls are left out ({own:,}): paths below the segment directory, and what a
+  hello reads of its process just before a segment is made there.
+- libc's own: read-only opens that no record accounts for, and that were mapped with MAP_DENYWRITE
+  or are the loader's search for a library; or libc's tables of locales, gconv modules, NSS, time
+  zones and facts of the system, by fixed lists of paths (benchmarks/truth/libc.py).
+- Part of an entry point: made on its thread within its recorded time, and of a kind that it is
+  known to do: {inside}.
+- Recorded, and not seen by strace: {surplus:,}. Lines of strace not understood: {odd:,}."""
 
 
 def _differences(rows: Sequence[Row]) -> str:
@@ -201,17 +197,12 @@ def _differences(rows: Sequence[Row]) -> str:
         found = row.comparison
         if found is None:
             continue
-        missing: Counter[str] = Counter(
-            f"{call.at.name} ({call.at.operation.error or 'done'}) by {_program(call.program.path)}"
-            for call in found.missing
-        )
+        missing = Counter(_told(call) for call in found.missing)
         surplus: Counter[str] = Counter(
             f"{at.name} ({at.operation.error or 'done'})" for _, at in found.surplus
         )
         example = {
-            f"{call.at.name} ({call.at.operation.error or 'done'}) by "
-            f"{_program(call.program.path)}": call.at.operation.path.decode("utf-8", "replace")
-            for call in found.missing
+            _told(call): call.at.operation.path.decode("utf-8", "replace") for call in found.missing
         }
         parts += [
             f"- {row.name}: missing {count:,} of {what}, such as {example[what]}"
@@ -222,6 +213,11 @@ def _differences(rows: Sequence[Row]) -> str:
             for what, count in surplus.most_common(_EXAMPLES)
         ]
     return "\n".join(["Differences:", "", *parts]) if parts else ""
+
+
+def _told(call: TracedCall) -> str:
+    outcome = call.at.operation.error or "done"
+    return f"{call.at.name} ({outcome}) by {_program(call.program.path)}"
 
 
 def _program(path: bytes) -> str:

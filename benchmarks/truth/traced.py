@@ -117,6 +117,8 @@ class Tracer:
 
     def _process(self, process: ProcessTruth) -> Iterator[TracedCall]:
         self._follow_directory(process)
+        for program in process.programs[1:]:
+            program.path = normalised(self._cwd(process, program.from_s), program.path)
         for log in process.threads:
             found: list[TracedCall] = []
             by_descriptor: dict[int, TracedCall] = {}
@@ -258,7 +260,7 @@ _DESCRIPTOR_LINK = re.compile(rb"^/proc/self/fd/(\d+)$")
 
 
 def _look_through_link(made: TracedCall, by_descriptor: dict[int, TracedCall]) -> None:
-    """fchmodat(3) without links, before Linux 6.6: libc opens the file and changes /proc/self/fd/N."""
+    """fchmodat(3) that follows no links opens the file and then changes /proc/self/fd/N."""
     operation = made.at.operation
     link = _DESCRIPTOR_LINK.match(operation.path)
     if operation.kind != "chmod" or link is None:
