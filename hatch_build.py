@@ -83,6 +83,7 @@ class Component(NamedTuple):
     product: str  #: file name under _native/<arch>/
     libc: str  #: "gnu" or "musl"
     shared: bool
+    narrow: bool = False  #: for the 32-bit programs that a machine of the architecture runs
 
     @property
     def sources(self) -> list[Path]:
@@ -97,7 +98,11 @@ COMPONENTS = (
     Component("decode", "decode", "substrate-decode", "musl", shared=False),
     Component("preload", "preload", "libsubstrate_preload.so", "gnu", shared=True),
     Component("preload-musl", "preload", "libsubstrate_preload-musl.so", "musl", shared=True),
+    Component("narrow", "narrow", "narrow/libsubstrate_preload.so", "gnu", True, narrow=True),
 )
+
+#: What a machine calls its 32-bit programs, as a compiler's target.
+NARROW_TARGETS = {"x86_64": "x86-linux-gnu.2.17", "aarch64": "arm-linux-gnueabihf.2.17"}
 
 
 def _say(text: str) -> None:
@@ -290,15 +295,34 @@ def _compiler(component: Component, arch: str) -> list[str] | None:
     if importlib.util.find_spec("ziglang") is not None:
         libc = "gnu.2.17" if component.libc == "gnu" else "musl"
         # Zig instruments for undefined behaviour by default; the products carry no such runtime.
-        target = ["-target", f"{arch}-linux-{libc}", "-fno-sanitize=undefined"]
+        name = NARROW_TARGETS[arch] if component.narrow else f"{arch}-linux-{libc}"
+        target = ["-target", name, "-fno-sanitize=undefined"]
         return [sys.executable, "-m", "ziglang", "cc", *target]
     cc = os.environ.get("CC") or shutil.which("cc")
     if cc is None:
         raise BuildError("no C compiler: pip install ziglang, or install cc")
     # A host compiler has one architecture and one libc; static programs do not care which libc.
-    if arch != platform.machine() or (component.shared and component.libc == "musl"):
+    foreign = component.narrow or (component.shared and component.libc == "musl")
+    if arch != platform.machine() or foreign:
         return None
     return [cc]
+
+
+def _exports(component: Component, exports: Path) -> Path:
+    """The version script of a shared object: for musl, without what musl itself has not got."""
+    absent = exports.with_name("absent-in-musl")
+    if component.libc != "musl" or not absent.exists():
+        return exports
+    lines = absent.read_text().splitlines()
+    names = [line for line in lines if line and not line.startswith("#")]
+    chosen = BUILD / "native" / f"{component.name}-exports.map"
+    chosen.parent.mkdir(parents=True, exist_ok=True)
+    script = re.sub(rf"(?<![\w*])(?:{'|'.join(names)});", "", exports.read_text())
+    # A pattern may still hold one of them; the exact name decides.
+    script = script.replace("local: *;", f"local: {'; '.join(names)}; *;")
+    if not chosen.exists() or chosen.read_text() != script:
+        chosen.write_text(script)
+    return chosen
 
 
 def _compile(component: Component, arch: str) -> bool:
@@ -316,9 +340,12 @@ def _compile(component: Component, arch: str) -> bool:
     exports = directory / "exports.map"
     flags = [*COMPILE_FLAGS, "-I", "native/include"]
     flags += SHARED_FLAGS if component.shared else ("-static",)
+    if component.narrow:
+        flags.append("-nostdlib")
     if component.shared and exports.exists():
-        headers.append(exports)
-        flags.append(f"-Wl,--version-script={exports.relative_to(ROOT)}")
+        chosen = _exports(component, exports)
+        headers.append(chosen)
+        flags.append(f"-Wl,--version-script={chosen.relative_to(ROOT)}")
     version = _installed_version("ziglang") or "cc"
     digest = _digest([*sources, *headers], *compiler[1:], *flags, version)
 
