@@ -29,6 +29,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -325,6 +326,28 @@ def _exports(component: Component, exports: Path) -> Path:
     return chosen
 
 
+def _need_nothing(library: Path) -> None:
+    """Take the DT_NEEDED entries out of a shared object's dynamic section (elf(5)).
+
+    Musl is in a musl program before anything else is. Where LD_PRELOAD brings the library into a
+    program of another libc, its loader would look for musl's libc.so by name, find a text file
+    (ld's, of libc6-dev) or nothing, and end the program. Without the entry the library finds its
+    functions in whatever libc there is.
+    """
+    data = bytearray(library.read_bytes())
+    table, count = struct.unpack_from("<Q", data, 32)[0], struct.unpack_from("<H", data, 56)[0]
+    for header in range(table, table + 56 * count, 56):
+        kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", data, header)
+        if kind != 2:  # PT_DYNAMIC
+            continue
+        entries = [struct.unpack_from("<qQ", data, at) for at in range(offset, offset + size, 16)]
+        kept = [entry for entry in entries if entry[0] != 1]  # DT_NEEDED
+        kept += [(0, 0)] * (len(entries) - len(kept))
+        for index, entry in enumerate(kept):
+            struct.pack_into("<qQ", data, offset + 16 * index, *entry)
+    library.write_bytes(data)
+
+
 def _compile(component: Component, arch: str) -> bool:
     """Build one product for one architecture.
 
@@ -347,7 +370,8 @@ def _compile(component: Component, arch: str) -> bool:
         headers.append(chosen)
         flags.append(f"-Wl,--version-script={chosen.relative_to(ROOT)}")
     version = _installed_version("ziglang") or "cc"
-    digest = _digest([*sources, *headers], *compiler[1:], *flags, version)
+    needs_nothing = component.shared and component.libc == "musl"
+    digest = _digest([*sources, *headers], *compiler[1:], *flags, version, str(needs_nothing))
 
     product = NATIVE_PRODUCTS / arch / component.product
     stamp = BUILD / "native" / f"{arch}-{component.product}.stamp"
@@ -365,6 +389,8 @@ def _compile(component: Component, arch: str) -> bool:
             f"compiling {component.name} for {arch}",
             _compiler_environment(),
         )
+        if needs_nothing:
+            _need_nothing(partial)
         # Renamed into place: a running program keeps its old file, and no reader sees half of one.
         partial.replace(product)
     finally:

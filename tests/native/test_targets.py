@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from substrate_services.telemetry.coverage import coverage_of
+from tests.native.recording import Recorder, preload_library
 from tests.native.targets import Target, TargetRoot, exported_symbols
 
 TARGETS = [Target("x86_64", "musl"), Target("aarch64", "gnu"), Target("aarch64", "musl")]
@@ -159,3 +161,13 @@ def test_the_musl_build_exports_nothing_that_musl_has_not(root: TargetRoot) -> N
 
 def test_a_mode_is_passed_on_with_o_tmpfile(root: TargetRoot) -> None:
     assert root.run(root.program("mode")).stdout == b"640\n"
+
+
+def test_the_musl_build_ends_no_program_of_glibc(tmp_path: Path) -> None:
+    """LD_PRELOAD in a musl world reaches whatever brought its own libc along."""
+    recorder = Recorder(tmp_path / "seg")
+    command = ["sh", "-c", "cat /missing; exit 4"]
+    plain = subprocess.run(command, check=False, capture_output=True, timeout=20)
+    recording = recorder.run(command, library=preload_library(musl=True))
+    assert (recording.returncode, recording.stderr) == (4, plain.stderr)
+    assert "/missing" in recording.paths("open", "open64", "openat")
