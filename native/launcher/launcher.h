@@ -55,8 +55,10 @@ struct config {
     const char *overlay_options[OVERLAY_OPTIONS_MAX + 1];
     char overlay_read_back[512];
     char problems[4096];      /* lines */
-    char ledger_problem[512]; /* why the best source of the ledger is not there; "" where it is */
-    bool range_works;         /* id-mapped overlay layers */
+    const char *ledger;       /* the only source to use, by name; NULL: the best */
+    char ledger_problem[640]; /* why better sources of the ledger are not there; "" with the best */
+    char segments_problem[512];
+    bool range_works; /* id-mapped overlay layers */
 };
 extern struct config config;
 
@@ -169,14 +171,17 @@ struct ledger;
 
 int ledger_start(void);
 const char *ledger_source(void);
+bool ledger_attests(void);
 /* Before anything runs in the cgroup. NULL where there is no ledger; all below take NULL. */
 struct ledger *ledger_open(int cgroup_fd);
 void ledger_init_started(struct ledger *ledger, pid_t init);
+void ledger_segments(struct ledger *ledger, int segments_fd);
 int ledger_reader(const struct ledger *ledger); /* a descriptor to read it with, or -1 */
 /* All that has happened is in it; records before from_ns are given up. */
 void ledger_sync(struct ledger *ledger, uint64_t from_ns);
 void ledger_close(struct ledger *ledger);
 void ledger_read(void); /* a source has something to say */
+void ledger_read_all(void);
 
 /* ---- worlds.c -------------------------------------------------------------------------------- */
 
@@ -206,6 +211,8 @@ enum watch_kind {
 };
 
 int server_watch(int fd, enum watch_kind kind);
+/* Whether this process, in our pid namespace, is a host that talks to us. */
+bool server_is_host(pid_t pid);
 void server_run(int listener, int signals);
 void server_reply(struct connection *to, uint16_t type, uint32_t request, const void *payload,
                   size_t length, const int *fds, size_t fd_count);

@@ -21,6 +21,7 @@
 
 static struct ledger *ledgers[LEDGERS_MAX];
 static enum { SOURCE_NONE, SOURCE_BPF, SOURCE_CONNECTOR } source;
+static bool attests; /* who makes segments */
 static const char *const SOURCE_NAMES[] = {"none", "bpf", "proc_connector"};
 
 /* Records on their way to one file. */
@@ -40,8 +41,48 @@ struct ledger *ledger_at(uint32_t slot) {
     return slot < LEDGERS_MAX ? ledgers[slot] : NULL;
 }
 
+bool ledger_attests(void) {
+    return attests;
+}
+
 const char *ledger_source(void) {
     return SOURCE_NAMES[source];
+}
+
+/* ---- who is who ------------------------------------------------------------------------------ */
+
+/* By the low bits of the pid: pids in use lie close together, an older one makes room. */
+#define PROCESSES (1u << 17)
+static struct known_process processes[PROCESSES];
+
+const struct known_process *ledger_known(int32_t host_pid) {
+    const struct known_process *process = &processes[(uint32_t)host_pid % PROCESSES];
+    return host_pid > 0 && process->host_pid == host_pid ? process : NULL;
+}
+
+const struct known_process *ledger_process(const struct ledger *ledger, int32_t host_pid) {
+    const struct known_process *process = ledger_known(host_pid);
+    return process && process->slot == ledger->slot ? process : NULL;
+}
+
+static void learn(const struct ledger *ledger, int32_t host_pid, int32_t pid) {
+    struct known_process *process = &processes[(uint32_t)host_pid % PROCESSES];
+    struct ledger *other = ledger_at(process->slot);
+    /* With the connector what is forgotten cannot be followed any more. */
+    if (source == SOURCE_CONNECTOR && process->host_pid && process->host_pid != host_pid &&
+        !process->ended_ns && other)
+        other->lost++;
+    *process = (struct known_process){host_pid, pid, ledger->slot, 0};
+}
+
+static void learn_from(const struct ledger *ledger, const struct sub_ledger_record *record) {
+    if (record->host_pid <= 0)
+        return;
+    struct known_process *process = &processes[(uint32_t)record->host_pid % PROCESSES];
+    if (record->type == SUB_LEDGER_FORK || record->type == SUB_LEDGER_EXEC)
+        learn(ledger, record->host_pid, record->pid);
+    else if (record->type == SUB_LEDGER_EXIT && process->host_pid == record->host_pid)
+        process->ended_ns = record->time_ns;
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -80,6 +121,7 @@ void ledger_append(struct ledger *ledger, const struct sub_ledger_record *record
         ledger_flush();
     batch.ledger = ledger;
     batch.records[batch.count++] = *record;
+    learn_from(ledger, record);
 }
 
 static void tell_losses(struct ledger *ledger) {
@@ -126,17 +168,37 @@ static void cut(struct ledger *ledger, uint64_t from_ns) {
     }
 }
 
-void ledger_sync(struct ledger *ledger, uint64_t from_ns) {
+static void drain_processes(bool all) {
     if (source == SOURCE_BPF)
-        bpf_drain(true);
+        bpf_drain(all);
+    else if (source == SOURCE_CONNECTOR)
+        connector_drain(all);
+}
+
+void ledger_read_processes(void) {
+    drain_processes(true);
+}
+
+/* Processes before their files: who made one is looked up. */
+static void drain(bool all) {
+    drain_processes(all);
+    segments_drain();
+    ledger_flush();
+}
+
+void ledger_sync(struct ledger *ledger, uint64_t from_ns) {
+    drain(true);
     tell_losses(ledger);
     if (from_ns)
         cut(ledger, from_ns);
 }
 
 void ledger_read(void) {
-    if (source == SOURCE_BPF)
-        bpf_drain(false);
+    drain(false);
+}
+
+void ledger_read_all(void) {
+    drain(true);
 }
 
 /* ---- a world's ------------------------------------------------------------------------------- */
@@ -155,6 +217,9 @@ void ledger_close(struct ledger *ledger) {
     }
     if (source == SOURCE_BPF)
         bpf_remove(ledger);
+    for (uint32_t i = 0; source == SOURCE_CONNECTOR && i < PROCESSES; i++)
+        if (processes[i].slot == ledger->slot)
+            processes[i] = (struct known_process){0}; /* nobody is of the next world by descent */
     ledgers[ledger->slot] = NULL;
     sub_close_fd(&ledger->fd);
     free(ledger);
@@ -202,6 +267,14 @@ void ledger_init_started(struct ledger *ledger, pid_t init) {
     if (stat(path, &status) == 0)
         ledger->header.pid_namespace = status.st_ino;
     write_at(ledger, &ledger->header, sizeof ledger->header, 0);
+    learn(ledger, init, 1); /* whom all others descend from */
+}
+
+void ledger_segments(struct ledger *ledger, int segments_fd) {
+    if (!ledger || !attests || segments_watch(ledger, segments_fd))
+        return;
+    ledger->header.segments_attested = 1;
+    write_at(ledger, &ledger->header, sizeof ledger->header, 0);
 }
 
 int ledger_reader(const struct ledger *ledger) {
@@ -214,11 +287,33 @@ int ledger_reader(const struct ledger *ledger) {
 
 /* ---- start ----------------------------------------------------------------------------------- */
 
+/* `wanted` by name, or NULL for the best that works. */
+static int try_source(const char *wanted, int which, int (*start)(struct fail *)) {
+    struct fail fail = {.op = -1};
+    if (wanted && strcmp(wanted, SOURCE_NAMES[which]) != 0)
+        fail_set(&fail, 0, "switched off");
+    int fd = fail.text[0] ? -1 : start(&fail);
+    size_t used = strlen(config.ledger_problem);
+    if (fd < 0)
+        snprintf(config.ledger_problem + used, sizeof config.ledger_problem - used, "%s%s: %s",
+                 used ? "; " : "", SOURCE_NAMES[which], fail.text);
+    else
+        source = which;
+    return fd;
+}
+
 int ledger_start(void) {
     struct fail fail = {.op = -1};
-    int ring = config.is_root ? bpf_start(&fail) : fail_set(&fail, 0, "it needs root");
-    if (ring >= 0)
-        source = SOURCE_BPF;
-    snprintf(config.ledger_problem, sizeof config.ledger_problem, "%s", fail.text);
-    return ring >= 0 ? server_watch(ring, WATCH_LEDGER) : 0;
+    if (!config.is_root) {
+        snprintf(config.ledger_problem, sizeof config.ledger_problem, "it needs root");
+        return 0;
+    }
+    int fd = try_source(config.ledger, SOURCE_BPF, bpf_start);
+    if (fd < 0)
+        fd = try_source(config.ledger, SOURCE_CONNECTOR, connector_start);
+    if (fd < 0)
+        return 0;
+    attests = segments_start(&fail) == 0;
+    snprintf(config.segments_problem, sizeof config.segments_problem, "%s", fail.text);
+    return server_watch(fd, WATCH_LEDGER);
 }

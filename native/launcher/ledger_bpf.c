@@ -209,5 +209,4 @@ void bpf_drain(bool all) {
         at += (length + BPF_RINGBUF_HDR_SZ + 7) / 8 * 8;
         __atomic_store_n(consumer, at, __ATOMIC_RELEASE);
     }
-    ledger_flush();
 }

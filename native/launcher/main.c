@@ -1,5 +1,6 @@
 /*
  * substrate-launcher --socket PATH --state DIR [--init FILE] [--linger SECONDS]
+ *                    [--ledger bpf|proc_connector|none]
  *
  * Returns (exit 0) once it listens, or at once where another launcher of this state directory does;
  * the launcher itself goes on in the background. Ends on SUB_L_SHUTDOWN or SIGTERM, or when it has
@@ -28,7 +29,7 @@ static _Noreturn void die(const char *what, const char *value) {
 
 static _Noreturn void usage(void) {
     fprintf(stderr, "usage: substrate-launcher --socket PATH --state DIR [--init FILE] "
-                    "[--linger SECONDS]\n");
+                    "[--linger SECONDS] [--ledger bpf|proc_connector|none]\n");
     exit(2);
 }
 
@@ -43,6 +44,8 @@ static void parse_arguments(int count, char **arguments) {
             config.init_path = value;
         else if (strcmp(name, "--linger") == 0)
             config.linger_s = atoi(value);
+        else if (strcmp(name, "--ledger") == 0)
+            config.ledger = value;
         else
             usage();
     }

@@ -219,16 +219,17 @@ void probe_host(void) {
 }
 
 size_t probe_report(char *out, size_t room) {
-    int length =
-        snprintf(out, room,
-                 "protocol=%d\npid=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_options=%s\n"
-                 "kill=%s\ncgroup=%s\nledger=%s\nledger_problem=%s\n%s",
-                 SUB_PROTOCOL_VERSION, getpid(), !config.is_root,
-                 config.range_works ? "range"
-                 : config.is_root   ? "weak"
-                                    : "caller",
-                 config.is_root ? "single" : "per-top-level-directory", config.overlay_read_back,
-                 config.cgroup_fd >= 0 ? "cgroup.kill" : "subreaper", config.cgroup_dir,
-                 ledger_source(), config.ledger_problem, config.problems);
+    int length = snprintf(
+        out, room,
+        "protocol=%d\npid=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_options=%s\n"
+        "kill=%s\ncgroup=%s\nledger=%s\nledger_problem=%s\nsegments_attested=%d\nsegments_problem=%"
+        "s\n%s",
+        SUB_PROTOCOL_VERSION, getpid(), !config.is_root,
+        config.range_works ? "range"
+        : config.is_root   ? "weak"
+                           : "caller",
+        config.is_root ? "single" : "per-top-level-directory", config.overlay_read_back,
+        config.cgroup_fd >= 0 ? "cgroup.kill" : "subreaper", config.cgroup_dir, ledger_source(),
+        config.ledger_problem, ledger_attests(), config.segments_problem, config.problems);
     return length < 0 ? 0 : (size_t)length < room ? (size_t)length : room - 1;
 }

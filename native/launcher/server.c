@@ -10,6 +10,7 @@
 struct connection {
     struct connection *next;
     int fd;
+    pid_t peer;
     bool lost; /* freed at the end of the round: others may still point at it */
 };
 
@@ -23,9 +24,18 @@ int server_watch(int fd, enum watch_kind kind) {
     return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event);
 }
 
+bool server_is_host(pid_t pid) {
+    for (struct connection *connection = connections; connection; connection = connection->next)
+        if (connection->peer == pid && !connection->lost)
+            return true;
+    return false;
+}
+
 static void lose(struct connection *connection) {
     if (connection->lost)
         return;
+    /* While we still know what it did: hosts remove the segments that they have read. */
+    ledger_read_all();
     connection->lost = true;
     sub_close_fd(&connection->fd);
     worlds_connection_lost(connection);
@@ -127,6 +137,7 @@ static void accept_connection(int listener) {
         return;
     }
     connection->fd = fd;
+    connection->peer = peer.pid;
     connection->next = connections;
     connections = connection;
     fd = -1;

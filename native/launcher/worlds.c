@@ -238,6 +238,7 @@ static void take_report(struct world *world, struct sub_packet *packet) {
         world->pidfd = sub_packet_take_fd(packet, 0);
         world->segments = sub_packet_take_fd(packet, 1);
         world->has_box = true;
+        ledger_segments(world->ledger, world->segments);
     } else if (report.kind == STAGE_FAILED && !world->fail.text[0]) {
         world->fail = report.fail;
     }

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from substrate_services.world.backends.base import Box, BoxSpec, MountOp, Overlay, Symlink, Tmpfs
+from substrate_services.world.backends.base import (
+    Box,
+    BoxSpec,
+    LedgerSource,
+    MountOp,
+    Overlay,
+    Symlink,
+    Tmpfs,
+)
 from substrate_services.world.backends.native import NativeBackend
 from substrate_services.world.init_client import ExecStart, ExecState, InitClient, Rlimit, Started
 from substrate_services.world.output_log import OutputFollower, Stream, read_stream
@@ -42,6 +50,7 @@ class BackendOptions(TypedDict, total=False):
     """Options of NativeBackend."""
 
     linger_s: int
+    ledger: LedgerSource
     on_world_gone: Callable[[str, int], None]
 
 

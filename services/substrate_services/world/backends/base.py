@@ -134,6 +134,8 @@ class BackendCapabilities:
     # Where what the kernel tells of processes comes from, and why not from the best source.
     ledger: LedgerSource = "none"
     ledger_problem: str = ""
+    segments_attested: bool = False  # the kernel tells who makes and removes segments
+    segments_problem: str = ""
 
 
 class Backend(Protocol):

@@ -90,7 +90,9 @@ def _op(
     return head + b"".join(string(text) for text in strings)
 
 
-async def start_launcher(socket_path: Path, state_dir: Path, *, linger_s: int) -> None:
+async def start_launcher(
+    socket_path: Path, state_dir: Path, *, linger_s: int, ledger: str = ""
+) -> None:
     """Start a launcher for ``state_dir``; nothing happens where one runs.
 
     posix_spawn only: a fork in a process with a gRPC server crashes now and then.
@@ -98,7 +100,7 @@ async def start_launcher(socket_path: Path, state_dir: Path, *, linger_s: int) -
     Raises:
         BackendUnavailable: it could not be started; the text is its own.
     """
-    status, said = await asyncio.to_thread(_spawn, socket_path, state_dir, linger_s)
+    status, said = await asyncio.to_thread(_spawn, socket_path, state_dir, linger_s, ledger)
     if status:
         raise BackendUnavailable(
             said or f"the launcher ended with wait status {status}",
@@ -106,11 +108,13 @@ async def start_launcher(socket_path: Path, state_dir: Path, *, linger_s: int) -
         )
 
 
-def _spawn(socket_path: Path, state_dir: Path, linger_s: int) -> tuple[int, str]:
+def _spawn(socket_path: Path, state_dir: Path, linger_s: int, ledger: str) -> tuple[int, str]:
     """Run the launcher until it is in the background; its wait status and what it said."""
     program = native_path("substrate-launcher")
     argv = [os.fspath(program), "--socket", os.fspath(socket_path), "--state", os.fspath(state_dir)]
     argv += ["--linger", str(linger_s), "--init", os.fspath(native_path("substrate-init"))]
+    if ledger:
+        argv += ["--ledger", ledger]
     reader, writer = os.pipe()
     try:
         actions = [

@@ -33,6 +33,7 @@ class NativeBackend:
         socket_path: where the launcher listens; absolute, at most 107 bytes.
         state_dir: the launcher's own directory (created 0700), on a local file system.
         linger_s: how long a launcher without boxes and connections stays.
+        ledger: the only source of the kernel's ledger to use, by name; the best where empty.
         on_world_gone: (world_id, wait status): an init ended unasked. Also called for every known
             box when the launcher is lost, with the status of a SIGKILL.
     """
@@ -45,11 +46,13 @@ class NativeBackend:
         state_dir: Path,
         *,
         linger_s: int = 30,
+        ledger: LedgerSource | Literal[""] = "",
         on_world_gone: Callable[[str, int], None] = lambda _world_id, _status: None,
     ) -> None:
         self._socket_path = socket_path
         self._state_dir = state_dir
         self._linger_s = linger_s
+        self._ledger = ledger
         self._on_world_gone = on_world_gone
         self._client: LauncherClient | None = None
         self._known: set[str] = set()
@@ -83,7 +86,12 @@ class NativeBackend:
             try:
                 sock = await connect(self._socket_path)
             except OSError:
-                await start_launcher(self._socket_path, self._state_dir, linger_s=self._linger_s)
+                await start_launcher(
+                    self._socket_path,
+                    self._state_dir,
+                    linger_s=self._linger_s,
+                    ledger=self._ledger,
+                )
                 try:
                     sock = await connect(self._socket_path)
                 except OSError as error:
@@ -190,4 +198,6 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         problems=tuple(found.get("problem", ())),
         ledger=ledger,
         ledger_problem=value("ledger_problem"),
+        segments_attested=value("segments_attested") == "1",
+        segments_problem=value("segments_problem"),
     )
