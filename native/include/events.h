@@ -528,7 +528,6 @@ enum sub_spawn_action {
     X(wordexp)                                                                                     \
     X(pidfd_spawn)                                                                                 \
     X(pidfd_spawnp)                                                                                \
-    X(posix_spawn_file_actions_addtcsetpgrp_np)                                                    \
     X(__libc_fork)                                                                                 \
     X(pthread_create)                                                                              \
     X(thrd_create)                                                                                 \

@@ -4,6 +4,9 @@
 #define _GNU_SOURCE 1
 
 #include <fcntl.h>
+#include <sys/auxv.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -13,6 +16,53 @@
 
 char **sub_arguments;
 int sub_argument_count;
+
+/* What older headers lack: Linux 5.3, and PIDFD_GET_PID_NAMESPACE of 6.11. */
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#define GET_PID_NAMESPACE _IO(0xFF, 6)
+
+#define FROM_PIDFS (1ULL << 62)
+#define FROM_CLOCK (1ULL << 63)
+
+static uint64_t inode_of(long descriptor) {
+    struct stat status;
+    return SYS2(SYS_fstat, descriptor, &status) == 0 ? (uint64_t)status.st_ino : 0;
+}
+
+/*
+ * Since Linux 6.9 each process has an inode of its own in pidfs, of a number that no other process
+ * has until the machine is booted again. Before, the pidfds of all processes shared one inode, and
+ * fstat does not tell the two apart; that the descriptor also knows its pid namespace (6.11) does.
+ * A child of a parent that learned so need not ask again: `parent` is then where it learned it.
+ *
+ * The first look of a process into /proc costs five times as much: the kernel makes a tree of
+ * entries for it there, and throws it away at its end. The descriptors are there for an instant,
+ * the first at the lowest free number, as those of the segment files are.
+ */
+static bool identify_by_pidfd(struct sub_identity *self, const struct sub_identity *parent) {
+    if (parent != NULL && (parent->start_ticks & FROM_PIDFS) == 0)
+        return false;
+    long pidfd = SYS2(SYS_pidfd_open, self->pid, 0); /* close-on-exec, always */
+    if (pidfd < 0)
+        return false;
+    if (parent != NULL) {
+        self->pid_namespace = parent->pid_namespace;
+    } else {
+        long namespace = SYS3(SYS_ioctl, pidfd, GET_PID_NAMESPACE, 0);
+        if (namespace >= 0) {
+            self->pid_namespace = inode_of(namespace);
+            SYS1(SYS_close, namespace);
+        }
+    }
+    uint64_t inode = self->pid_namespace != 0 ? inode_of(pidfd) : 0;
+    SYS1(SYS_close, pidfd);
+    if (inode == 0)
+        return false;
+    self->start_ticks = inode | FROM_PIDFS;
+    return true;
+}
 
 static uint64_t start_ticks_of_self(void) {
     /* The fields before the 22nd take some 200 bytes; the command, in brackets, at most 16 more. */
@@ -47,13 +97,16 @@ static uint64_t pid_namespace_of_self(void) {
 }
 
 void sub_identify(struct sub_identity *self, const struct sub_identity *parent) {
+    if (parent != NULL && SYS0(SYS_getppid) == 0)
+        parent = NULL; /* a parent that cannot be seen is in another namespace */
     self->pid = (int32_t)SYS0(SYS_getpid);
+    self->pid_namespace = 0;
+    if (identify_by_pidfd(self, parent))
+        return;
     self->start_ticks = start_ticks_of_self();
     if (self->start_ticks == 0)
-        self->start_ticks = 1ULL << 63 | sub_now();
-    /* A look into /proc is dear; a parent that cannot be seen is in another namespace. */
-    self->pid_namespace =
-        parent != NULL && SYS0(SYS_getppid) != 0 ? parent->pid_namespace : pid_namespace_of_self();
+        self->start_ticks = FROM_CLOCK | sub_now();
+    self->pid_namespace = parent != NULL ? parent->pid_namespace : pid_namespace_of_self();
 }
 
 /* Summed over the variables, so that their order does not matter. */
@@ -145,6 +198,45 @@ static unsigned char *put_arguments(unsigned char *at, uint32_t total) {
     return at + sub_field_size(total);
 }
 
+static bool is_argument(const char *name, int index) {
+    return index < sub_argument_count && sub_arguments[index] != NULL &&
+           strcmp(sub_arguments[index], name) == 0;
+}
+
+/*
+ * The program of this image, as the kernel was asked for it: below the working directory, which
+ * nobody has changed yet, and with symbolic links as they were written. /proc/self/exe has them
+ * followed, but it would be the image's only look into /proc.
+ *
+ * Of a script the kernel passes the script's name, and makes the interpreter argv[0], followed by
+ * at most one argument of its own and the script. An absolute argv[0] followed by the name of the
+ * file that was run is taken for that; `/bin/cat /bin/cat` looks the same, and is.
+ *
+ * Whoever was run by descriptor (fexecve) is called /dev/fd/N/...: only the kernel knows the rest.
+ */
+static long find_program(char *exe, const char *cwd, long cwd_length) {
+    static const char descriptors[] = "/dev/fd/";
+    const char *name = (const char *)getauxval(AT_EXECFN);
+    if (name == NULL || strncmp(name, descriptors, sizeof(descriptors) - 1) == 0)
+        return SYS4(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", exe, SUB_STRING_MAX);
+    if ((is_argument(name, 1) || is_argument(name, 2)) && sub_arguments[0][0] == '/')
+        name = sub_arguments[0];
+    size_t length = strnlen(name, SUB_STRING_MAX);
+    size_t below = 0;
+    if (name[0] != '/') {
+        for (; name[0] == '.' && name[1] == '/'; length -= 2)
+            name += 2;
+        if (cwd_length <= 0 || (size_t)cwd_length + 1 + length > SUB_STRING_MAX)
+            return 0;
+        memcpy(exe, cwd, (size_t)cwd_length);
+        below = (size_t)cwd_length;
+        if (exe[below - 1] != '/')
+            exe[below++] = '/';
+    }
+    memcpy(exe + below, name, length);
+    return (long)(below + length);
+}
+
 void sub_write_exec_hello(uint32_t umask) {
     struct sub_hello hello = plain_hello(umask);
     char cwd[SUB_STRING_MAX];
@@ -155,7 +247,7 @@ void sub_write_exec_hello(uint32_t umask) {
     uint32_t flags = 0;
     uint64_t digest = 0;
     long cwd_length = SYS2(SYS_getcwd, cwd, sizeof(cwd)) - 1;
-    long exe_length = SYS4(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", exe, sizeof(exe));
+    long exe_length = find_program(exe, cwd, cwd_length);
     uint32_t argv_length = measure_arguments(&flags);
     uint32_t fields = sub_field_size(sizeof(hello)) + sub_field_size(argv_length) +
                       sub_field_size(sizeof(digest));

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "hook.h"
 #include "process.h"
 #include "system.h"
@@ -225,8 +226,8 @@ static void add_entries(char **to, char *preload, char *const *environment) {
 
 typedef int exec_environment_function(const char *, char *const[], char *const[]);
 
-static int call_execve(enum sub_operation op, const char *path, char *const argv[],
-                       char *const environment[]) {
+int sub_execve(enum sub_operation op, const char *path, char *const argv[],
+               char *const environment[]) {
     struct pending pending = record_exec(op, AT_FDCWD, path, argv, environment, 0);
     WITH_ENTRIES(given, environment)
     exec_environment_function *next = NEXT(execve, exec_environment_function *);
@@ -251,11 +252,11 @@ static int call_execvpe(enum sub_operation op, const char *file, char *const arg
 }
 
 HOOK(int, execve, (const char *path, char *const argv[], char *const environment[])) {
-    return call_execve(SUB_OP_execve, path, argv, environment);
+    return sub_execve(SUB_OP_execve, path, argv, environment);
 }
 
 HOOK(int, execv, (const char *path, char *const argv[])) {
-    return call_execve(SUB_OP_execv, path, argv, environ);
+    return sub_execve(SUB_OP_execv, path, argv, environ);
 }
 
 HOOK(int, execvp, (const char *file, char *const argv[])) {
@@ -294,7 +295,7 @@ HOOK(int, execl, (const char *path, const char *first, ...)) {
     va_list arguments;
     COLLECT_ARGUMENTS(arguments, argv, count, first);
     va_end(arguments);
-    return call_execve(SUB_OP_execl, path, argv, environ);
+    return sub_execve(SUB_OP_execl, path, argv, environ);
 }
 
 HOOK(int, execlp, (const char *file, const char *first, ...)) {
@@ -315,7 +316,7 @@ HOOK(int, execle, (const char *path, const char *first, ...)) {
     COLLECT_ARGUMENTS(arguments, argv, count, first);
     char **environment = va_arg(arguments, char **);
     va_end(arguments);
-    return call_execve(SUB_OP_execle, path, argv, environment);
+    return sub_execve(SUB_OP_execle, path, argv, environment);
 }
 
 HOOK(int, fexecve, (int fd, char *const argv[], char *const environment[])) {
@@ -331,8 +332,8 @@ HOOK(int, fexecve, (int fd, char *const argv[], char *const environment[])) {
     return result;
 }
 
-HOOK(int, execveat,
-     (int dirfd, const char *path, char *const argv[], char *const environment[], int flags)) {
+int sub_execveat(int dirfd, const char *path, char *const argv[], char *const environment[],
+                 int flags) {
     struct pending pending = record_exec(SUB_OP_execveat, dirfd, path, argv, environment, flags);
     WITH_ENTRIES(given, environment)
     typedef int execveat_function(int, const char *, char *const[], char *const[], int);
@@ -342,6 +343,11 @@ HOOK(int, execveat,
                      : (int)sub_libc_result(SYS5(SYS_execveat, dirfd, path, argv, given, flags));
     record_failure(SUB_OP_execveat, &pending);
     return result;
+}
+
+HOOK(int, execveat,
+     (int dirfd, const char *path, char *const argv[], char *const environment[], int flags)) {
+    return sub_execveat(dirfd, path, argv, environment, flags);
 }
 
 /* --- posix_spawn ------------------------------------------------------------------------------ */
@@ -397,6 +403,28 @@ typedef int spawn_function(pid_t *, const char *, const posix_spawn_file_actions
 
 SPAWN_HOOK(posix_spawn)
 SPAWN_HOOK(posix_spawnp)
+
+/* These give a descriptor for the child, not its pid: its hello tells whose it is. */
+#define PIDFD_SPAWN_HOOK(symbol)                                                                   \
+    HOOK(int, symbol,                                                                              \
+         (int *pidfd, const char *path, const posix_spawn_file_actions_t *actions,                 \
+          const posix_spawnattr_t *attributes, char *const argv[], char *const environment[])) {   \
+        uint64_t start = sub_enter();                                                              \
+        spawn_function *next = NEXT(symbol, spawn_function *);                                     \
+        if (next == NULL)                                                                          \
+            return ENOSYS;                                                                         \
+        if (start == 0)                                                                            \
+            return next(pidfd, path, actions, attributes, argv, environment);                      \
+        WITH_ENTRIES(given, environment)                                                           \
+        int result = next(pidfd, path, actions, attributes, argv, given);                          \
+        if (result == 0)                                                                           \
+            sub_descriptor_unnamed(*pidfd);                                                        \
+        record_spawn(SUB_OP_##symbol, start, path, argv, environment, actions, 0, result);         \
+        return result;                                                                             \
+    }
+
+PIDFD_SPAWN_HOOK(pidfd_spawn)
+PIDFD_SPAWN_HOOK(pidfd_spawnp)
 
 /*
  * What a spawn does in the child before it runs the program passes no symbol: it is taken down when

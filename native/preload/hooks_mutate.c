@@ -9,13 +9,17 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include "change.h"
 #include "hook.h"
 #include "system.h"
 
-#define NO_PATH NULL
-
-static void record_change(enum sub_operation op, uint64_t start, long result, const char *path,
-                          const char *path2, int dirfd, int flags, int mode, int dirfd2) {
+void sub_record_change(enum sub_operation op, uint64_t start, long result, const char *path,
+                       const char *path2, int dirfd, int flags, int mode, int dirfd2) {
+    bool renames = op == SUB_OP_rename || op == SUB_OP_renameat || op == SUB_OP_renameat2;
+    if (renames && result == 0) /* it may have been a directory that descriptors lead to */
+        __atomic_fetch_add(&sub_renames, 1, __ATOMIC_RELAXED);
+    if (start == 0)
+        return;
     struct sub_call call = {
         .type = SUB_MUTATE,
         .op = (uint16_t)op,
@@ -28,22 +32,6 @@ static void record_change(enum sub_operation op, uint64_t start, long result, co
     };
     sub_record_call(&call);
 }
-
-/*
- * CHANGE_HOOK(symbol, parameters, types, arguments; what to do without libc;
- *             path, path2, dirfd, flags, mode, dirfd2)
- */
-#define CHANGE_HOOK(symbol, parameters, types, arguments, fallback, path, path2, dirfd, flags,     \
-                    mode, dirfd2)                                                                  \
-    HOOK(int, symbol, parameters) {                                                                \
-        uint64_t start = sub_enter();                                                              \
-        int(*next) types = NEXT(symbol, int(*) types);                                             \
-        int result = next != NULL ? next arguments : (int)sub_libc_result(fallback);               \
-        if (start != 0)                                                                            \
-            record_change(SUB_OP_##symbol, start, result, path, path2, dirfd, (int)(flags),        \
-                          (int)(mode), dirfd2);                                                    \
-        return result;                                                                             \
-    }
 
 CHANGE_HOOK(unlink, (const char *path), (const char *), (path),
             SYS3(SYS_unlinkat, AT_FDCWD, path, 0), path, NO_PATH, AT_FDCWD, 0, 0, AT_FDCWD)
@@ -133,15 +121,14 @@ CHANGE_HOOK(ftruncate64, (int fd, off_t length), (int, off_t), (fd, length),
             SYS2(SYS_ftruncate, fd, length), NO_PATH, NO_PATH, fd, 0, 0, AT_FDCWD)
 
 HOOK(char *, mkdtemp, (char *path)) {
-    uint64_t start = sub_enter();
+    uint64_t start = sub_enter_class(SUB_CLASS_MUTATE);
     char *(*next)(char *) = NEXT(mkdtemp, char *(*)(char *));
     if (next == NULL) {
         errno = ENOSYS;
         return NULL;
     }
     char *made = next(path);
-    if (start != 0)
-        record_change(SUB_OP_mkdtemp, start, made != NULL ? 0 : -1, path, NO_PATH, AT_FDCWD, 0,
+    sub_record_change(SUB_OP_mkdtemp, start, made != NULL ? 0 : -1, path, NO_PATH, AT_FDCWD, 0,
                       0700, AT_FDCWD);
     return made;
 }
@@ -151,6 +138,10 @@ HOOK(char *, mkdtemp, (char *path)) {
 /* Relative paths in later records hang on this, so the kernel is asked where the call led. */
 static void record_directory_change(enum sub_operation op, uint64_t start, int result,
                                     const char *path, int fd) {
+    if (result == 0) /* relative paths mean others now */
+        __atomic_fetch_add(&sub_directory_changes, 1, __ATOMIC_RELAXED);
+    if (start == 0)
+        return;
     char cwd[1024];
     int error = sub_error(result < 0);
     struct sub_text text = sub_text(path, error);
@@ -173,8 +164,7 @@ HOOK(int, chdir, (const char *path)) {
     uint64_t start = sub_enter();
     int (*next)(const char *) = NEXT(chdir, int (*)(const char *));
     int result = next != NULL ? next(path) : (int)sub_libc_result(SYS1(SYS_chdir, path));
-    if (start != 0)
-        record_directory_change(SUB_OP_chdir, start, result, path, AT_FDCWD);
+    record_directory_change(SUB_OP_chdir, start, result, path, AT_FDCWD);
     return result;
 }
 
@@ -182,8 +172,7 @@ HOOK(int, fchdir, (int fd)) {
     uint64_t start = sub_enter();
     int (*next)(int) = NEXT(fchdir, int (*)(int));
     int result = next != NULL ? next(fd) : (int)sub_libc_result(SYS1(SYS_fchdir, fd));
-    if (start != 0)
-        record_directory_change(SUB_OP_fchdir, start, result, NULL, fd);
+    record_directory_change(SUB_OP_fchdir, start, result, NULL, fd);
     return result;
 }
 
@@ -191,7 +180,6 @@ HOOK(int, chroot, (const char *path)) {
     uint64_t start = sub_enter();
     int (*next)(const char *) = NEXT(chroot, int (*)(const char *));
     int result = next != NULL ? next(path) : (int)sub_libc_result(SYS1(SYS_chroot, path));
-    if (start != 0)
-        record_directory_change(SUB_OP_chroot, start, result, path, AT_FDCWD);
+    record_directory_change(SUB_OP_chroot, start, result, path, AT_FDCWD);
     return result;
 }

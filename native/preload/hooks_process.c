@@ -8,7 +8,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -54,6 +53,7 @@ static void record_simple(uint16_t type, enum sub_operation op, uint64_t start, 
 FORK_HOOK(fork)
 FORK_HOOK(__fork)
 FORK_HOOK(_Fork)
+FORK_HOOK(__libc_fork)
 
 HOOK(pid_t, forkpty,
      (int *terminal, char *name, const struct termios *modes, const struct winsize *size)) {
@@ -281,6 +281,8 @@ void sub_record_exit(uint16_t op, int status) {
     uint64_t start = sub_enter();
     if (start == 0)
         return;
+    if (sub_libraries_pending != NULL)
+        sub_record_libraries(true);
     record_simple(SUB_EXIT, (enum sub_operation)op, start, 0, 0, status);
     sub_mark_exited();
 }
@@ -319,94 +321,4 @@ HOOK(int, __libc_start_main,
     program_main = main;
     return next(recorded_main, argc, argv, init, fini, loader_fini);
 }
-#endif
-
-/* --- filters ---------------------------------------------------------------------------------- */
-
-/*
- * A seccomp filter may answer a system call of ours with a signal to the program. Both ways of
- * installing one are watched; what comes after is written without system calls, as far as the
- * segment reaches.
- */
-HOOK(int, prctl, (int option, ...)) {
-    va_list arguments;
-    va_start(arguments, option);
-    unsigned long a = va_arg(arguments, unsigned long);
-    unsigned long b = va_arg(arguments, unsigned long);
-    unsigned long c = va_arg(arguments, unsigned long);
-    unsigned long d = va_arg(arguments, unsigned long);
-    va_end(arguments);
-    typedef int prctl_function(int, ...);
-    prctl_function *next = NEXT(prctl, prctl_function *);
-    if (option == PR_SET_SECCOMP && sub_mode == SUB_ON)
-        sub_become_quiet();
-    return next != NULL ? next(option, a, b, c, d)
-                        : (int)sub_libc_result(SYS5(SYS_prctl, option, a, b, c, d));
-}
-
-/* A program may reach anything through syscall, vfork and clone too: so a jump, and no frame. */
-__attribute__((used)) void *sub_prepare_syscall(long number);
-void *sub_prepare_syscall(long number) {
-    if (number == SYS_seccomp && sub_mode == SUB_ON)
-        sub_become_quiet();
-    return sub_next(SUB_OP_syscall);
-}
-
-#if defined(__x86_64__)
-__asm__(".text\n"
-        ".globl syscall\n"
-        ".type syscall, @function\n"
-        ".p2align 4\n"
-        "syscall:\n"
-        ".cfi_startproc\n"
-        "    .byte 0xf3, 0x0f, 0x1e, 0xfa\n" /* endbr64 */
-        "    pushq %rdi\n"
-        "    pushq %rsi\n"
-        "    pushq %rdx\n"
-        "    pushq %rcx\n"
-        "    pushq %r8\n"
-        "    pushq %r9\n"
-        "    subq $8, %rsp\n"
-        "    .cfi_adjust_cfa_offset 56\n"
-        "    call sub_prepare_syscall\n"
-        "    addq $8, %rsp\n"
-        "    popq %r9\n"
-        "    popq %r8\n"
-        "    popq %rcx\n"
-        "    popq %rdx\n"
-        "    popq %rsi\n"
-        "    popq %rdi\n"
-        "    .cfi_adjust_cfa_offset -56\n"
-        "    jmp *%rax\n"
-        ".cfi_endproc\n"
-        ".size syscall, . - syscall\n");
-#elif defined(__aarch64__)
-__asm__(".text\n"
-        ".globl syscall\n"
-        ".type syscall, %function\n"
-        ".p2align 4\n"
-        "syscall:\n"
-        ".cfi_startproc\n"
-        "    hint #34\n" /* bti c */
-        "    stp x29, x30, [sp, #-80]!\n"
-        "    .cfi_adjust_cfa_offset 80\n"
-        "    .cfi_offset 29, -80\n"
-        "    .cfi_offset 30, -72\n"
-        "    stp x0, x1, [sp, #16]\n"
-        "    stp x2, x3, [sp, #32]\n"
-        "    stp x4, x5, [sp, #48]\n"
-        "    str x6, [sp, #64]\n"
-        "    bl sub_prepare_syscall\n"
-        "    mov x16, x0\n"
-        "    ldp x0, x1, [sp, #16]\n"
-        "    ldp x2, x3, [sp, #32]\n"
-        "    ldp x4, x5, [sp, #48]\n"
-        "    ldr x6, [sp, #64]\n"
-        "    ldp x29, x30, [sp], #80\n"
-        "    .cfi_adjust_cfa_offset -80\n"
-        "    .cfi_restore 29\n"
-        "    .cfi_restore 30\n"
-        "    br x16\n"
-        ".cfi_endproc\n"
-        ".size syscall, . - syscall\n");
 #endif

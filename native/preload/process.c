@@ -56,7 +56,8 @@ static void attach(struct sub_thread *self, uint32_t chain, uint32_t index, uint
     self->chain = chain;
     self->index = index;
     self->generation = sub_process->generation;
-    __atomic_store_n(&self->claim, SUB_CLAIM(sequence, index, sizeof(*header)), __ATOMIC_RELAXED);
+    __atomic_store_n(&self->claim, SUB_CLAIM(sequence, index, header->header_bytes),
+                     __ATOMIC_RELAXED);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     self->limit = (uint32_t)made->size;
 }

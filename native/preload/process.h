@@ -44,5 +44,10 @@ void *sub_find_function(const char *name);
 uint64_t sub_hash_variable(const char *variable, size_t length);
 void sub_become_quiet(void);
 void sub_record_exit(uint16_t op, int status);
+/* As libc's functions of these names, and recorded. */
+int sub_execve(enum sub_operation op, const char *path, char *const argv[],
+               char *const environment[]);
+int sub_execveat(int dirfd, const char *path, char *const argv[], char *const environment[],
+                 int flags);
 
 #endif

@@ -9,10 +9,15 @@
 #include <linux/stat.h>
 #include <signal.h>
 
+#include "descriptors.h"
 #include "process.h"
+#include "sums.h"
 #include "system.h"
 
 #define PAGE 4096u
+
+uint32_t sub_directory_changes;
+uint32_t sub_renames;
 
 /*
  * rt_sigprocmask copies the new mask before it looks at its first argument: with a nonsense one it
@@ -78,7 +83,8 @@ static bool needs_directory(int dirfd, struct sub_text path) {
 
 /*
  * What stands for the directory behind a descriptor: device, inode, mount, and the time it was made,
- * because inodes are used again. 0 where the kernel does not tell all of that.
+ * because inodes are used again. 0 where the kernel does not tell all of that. A rename by this
+ * process may have moved it, so what was explained before does not count after one.
  */
 static uint64_t directory_id(int descriptor) {
     struct statx status;
@@ -93,34 +99,77 @@ static uint64_t directory_id(int descriptor) {
         status.stx_ino,
         (uint64_t)status.stx_btime.tv_sec * 1000000000u + status.stx_btime.tv_nsec,
         status.stx_mnt_id,
+        __atomic_load_n(&sub_renames, __ATOMIC_RELAXED),
     };
     return sub_hash_variable((const char *)parts, sizeof(parts)) | 1;
 }
 
-static uint64_t *known_directory(uint64_t id) {
-    if (sub_self.base == NULL || sub_self.generation != sub_process->generation)
-        return NULL;
-    struct sub_segment *header = (struct sub_segment *)(void *)sub_self.base;
+static uint64_t *known_directory(unsigned char *base, uint64_t id) {
+    struct sub_segment *header = (struct sub_segment *)(void *)base;
     const size_t count = sizeof(header->directories) / sizeof(header->directories[0]);
     return &header->directories[(id >> 32) % count];
 }
 
+/*
+ * Other processes rename directories too. Nobody tells us, so what a descriptor leads to is asked
+ * again after two of these, 134 ms at most: a path is never older than that.
+ */
+#define PLACE_AGE(ns) ((ns) >> 26)
+
+/* The id of the directory behind the descriptor, if this segment has explained it and lately. */
+static uint64_t known_place(int descriptor, uint64_t now) {
+    unsigned char *base = sub_hold();
+    uint64_t id = 0;
+    if (base != NULL) {
+        const struct sub_place_slot *slot =
+            &sub_place_slots(base)[(uint32_t)descriptor % SUB_PLACE_SLOTS];
+        if (slot->id != 0 && slot->descriptor == descriptor &&
+            slot->state == sub_descriptor_state(descriptor) + sub_renames &&
+            PLACE_AGE(now) - slot->asked < 2 && *known_directory(base, slot->id) == slot->id)
+            id = slot->id;
+    }
+    sub_release();
+    return id;
+}
+
+/* In the segment that the record is in: whoever has the one has the other. */
+static void remember_place(const struct sub_record *record, int descriptor, uint64_t id) {
+    unsigned char *base = sub_self.base;
+    if (base == NULL || sub_self.check != 0 ||
+        (uint64_t)((const unsigned char *)record - base) >=
+            ((const struct sub_segment *)(const void *)base)->size)
+        return;
+    *known_directory(base, id) = id;
+    struct sub_place_slot *slot = &sub_place_slots(base)[(uint32_t)descriptor % SUB_PLACE_SLOTS];
+    slot->id = 0; /* a handler between these lines finds nothing */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    slot->descriptor = descriptor;
+    slot->state = sub_descriptor_state(descriptor) + sub_renames;
+    slot->asked = PLACE_AGE(record->start_ns);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    slot->id = id;
+}
+
 /* The directory of a relative path, or the file of a call on a descriptor alone. */
 struct place {
+    int descriptor;
     uint64_t id; /* 0: none */
     char *path;
-    size_t length;
+    size_t length; /* 0: explained before */
 };
 
 /* False when the buffer may have been too small. */
-static bool find_place(int descriptor, struct sub_text path, struct place *place, size_t size) {
+static bool find_place(int descriptor, struct sub_text path, struct place *place, size_t size,
+                       uint64_t now) {
     if (!needs_directory(descriptor, path))
         return true;
-    if (path.bytes != NULL)
+    place->descriptor = descriptor;
+    if (path.bytes != NULL) {
+        place->id = known_place(descriptor, now);
+        if (place->id != 0)
+            return true;
         place->id = directory_id(descriptor);
-    const uint64_t *known = place->id != 0 ? known_directory(place->id) : NULL;
-    if (known != NULL && *known == place->id)
-        return true;
+    }
     place->length = sub_descriptor_path(descriptor, place->path, size);
     return place->length > 0 || sub_quiet;
 }
@@ -130,16 +179,14 @@ static uint32_t place_size(const struct place *place) {
            (place->length > 0 ? sub_field_size(place->length) : 0);
 }
 
-static unsigned char *put_place(unsigned char *at, uint16_t tag, uint16_t id_tag,
-                                const struct place *place) {
+static unsigned char *put_place(const struct sub_record *record, unsigned char *at, uint16_t tag,
+                                uint16_t id_tag, const struct place *place) {
     if (place->length > 0)
         at = sub_put(at, tag, place->path, place->length);
     if (place->id == 0)
         return at;
-    /* In the segment that this record is in: whoever has the one has the other. */
-    uint64_t *known = place->length > 0 ? known_directory(place->id) : NULL;
-    if (known != NULL)
-        *known = place->id;
+    if (place->length > 0)
+        remember_place(record, place->descriptor, place->id);
     return sub_put(at, id_tag, &place->id, sizeof(place->id));
 }
 
@@ -149,7 +196,10 @@ static void write_call(const struct sub_call *call, struct sub_text path, struct
                             0};
     uint32_t fields = sub_text_size(path) + sub_text_size(path2) + sub_text_size(mode) +
                       place_size(place) + place_size(place2);
-    struct sub_record *record = sub_begin(call->type, call->op, call->start_ns, fields);
+    if (call->sum != NULL)
+        fields += sub_field_size(call->sum->bytes);
+    uint64_t end = call->sum != NULL ? call->start_ns : sub_now();
+    struct sub_record *record = sub_begin_at(call->type, call->op, call->start_ns, end, fields);
     if (record == NULL)
         return;
     record->result = call->result;
@@ -157,11 +207,15 @@ static void write_call(const struct sub_call *call, struct sub_text path, struct
     record->flags |= call->flags | path.flags | path2.flags;
     memcpy(record->arg, call->arg, sizeof(record->arg));
     unsigned char *at = (unsigned char *)(record + 1);
+    if (call->sum != NULL)
+        at = sub_put(at, call->sum->tag, call->sum->counts, call->sum->bytes);
     at = sub_put_text(at, SUB_TAG_PATH, path);
     at = sub_put_text(at, SUB_TAG_PATH2, path2);
     at = sub_put_text(at, SUB_TAG_MODE, mode);
-    at = put_place(at, SUB_TAG_DIRECTORY, SUB_TAG_DIRECTORY_ID, place);
-    put_place(at, SUB_TAG_DIRECTORY2, SUB_TAG_DIRECTORY2_ID, place2);
+    at = put_place(record, at, SUB_TAG_DIRECTORY, SUB_TAG_DIRECTORY_ID, place);
+    put_place(record, at, SUB_TAG_DIRECTORY2, SUB_TAG_DIRECTORY2_ID, place2);
+    if (call->sum != NULL && path.bytes != NULL)
+        sub_remember(record, call->sum);
     sub_commit(record);
 }
 
@@ -170,8 +224,8 @@ static void write_call(const struct sub_call *call, struct sub_text path, struct
 
 static bool find_places(const struct sub_call *call, struct sub_text path, struct sub_text path2,
                         struct place *place, struct place *place2, size_t size) {
-    bool whole = find_place(call->arg[0], path, place, size);
-    if (path2.bytes != NULL && !find_place(call->arg[3], path2, place2, size))
+    bool whole = find_place(call->arg[0], path, place, size, call->start_ns);
+    if (path2.bytes != NULL && !find_place(call->arg[3], path2, place2, size, call->start_ns))
         whole = false;
     return whole;
 }
@@ -179,7 +233,7 @@ static bool find_places(const struct sub_call *call, struct sub_text path, struc
 static __attribute__((noinline)) void
 record_deep_call(const struct sub_call *call, struct sub_text path, struct sub_text path2) {
     char first[SUB_STRING_MAX], second[SUB_STRING_MAX];
-    struct place place = {0, first, 0}, place2 = {0, second, 0};
+    struct place place = {-1, 0, first, 0}, place2 = {-1, 0, second, 0};
     find_places(call, path, path2, &place, &place2, sizeof(first));
     write_call(call, path, path2, &place, &place2);
 }
@@ -187,7 +241,7 @@ record_deep_call(const struct sub_call *call, struct sub_text path, struct sub_t
 static __attribute__((noinline)) void
 record_relative_call(const struct sub_call *call, struct sub_text path, struct sub_text path2) {
     char first[DIRECTORY_USUAL], second[DIRECTORY_USUAL];
-    struct place place = {0, first, 0}, place2 = {0, second, 0};
+    struct place place = {-1, 0, first, 0}, place2 = {-1, 0, second, 0};
     if (find_places(call, path, path2, &place, &place2, sizeof(first)) || call->error == EBADF)
         write_call(call, path, path2, &place, &place2);
     else
@@ -203,7 +257,7 @@ record_relative_call(const struct sub_call *call, struct sub_text path, struct s
 void sub_record_call(const struct sub_call *call) {
     struct sub_text path = sub_text(call->path, call->error);
     struct sub_text path2 = sub_text(call->path2, call->error);
-    static const struct place none;
+    static const struct place none = {-1, 0, NULL, 0};
     if (unlikely(needs_directory(call->arg[0], path) ||
                  (path2.bytes != NULL && needs_directory(call->arg[3], path2))))
         record_relative_call(call, path, path2);

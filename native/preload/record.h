@@ -62,7 +62,11 @@ enum { SUB_UNSTARTED = 0, SUB_ON = 1, SUB_OFF = 2 };
 extern __thread struct sub_thread sub_self __attribute__((tls_model("initial-exec")));
 extern struct sub_process *sub_process;
 extern int sub_mode;
+extern uint32_t sub_classes; /* SUB_CLASS_* that are wanted */
 extern int sub_quiet; /* the program installed a seccomp filter: no system calls of ours any more */
+extern uint32_t sub_directory_changes;    /* how often this process changed its working directory */
+extern uint32_t sub_renames;              /* how often it renamed something */
+extern const void *sub_libraries_pending; /* the thread whose dlopen went by: see hooks_load.c */
 
 void sub_start(void);
 struct sub_record *sub_begin_slow(uint32_t length);
@@ -70,6 +74,7 @@ uint32_t sub_vfork_child(void);
 uint64_t sub_now(void);
 void sub_forked_child(void);
 void sub_mark_exited(void);
+void sub_record_libraries(bool now_or_never);
 
 /* The next definition of the operation's symbol behind this library; NULL when there is none. */
 void *sub_lookup(enum sub_operation op);
@@ -84,16 +89,29 @@ static inline void *sub_next(enum sub_operation op) {
 bool sub_readable(const void *address, size_t bytes);
 size_t sub_readable_string(const char *string, size_t max);
 
-/* 0 when recording is off, else the time before the call. */
-static inline uint64_t sub_enter(void) {
+/* Is there a recording that this class is part of? 0 stands for what is always told. */
+static inline bool sub_wants(uint32_t class) {
     if (unlikely(sub_mode != SUB_ON)) {
         if (sub_mode == SUB_OFF)
-            return 0;
+            return false;
         sub_start();
         if (sub_mode != SUB_ON)
-            return 0;
+            return false;
     }
+    return class == 0 || (sub_classes & class) != 0;
+}
+
+/* 0 when nobody wants the call recorded, else the time before it. */
+static inline uint64_t sub_enter_class(uint32_t class) {
+    if (!sub_wants(class))
+        return 0;
+    if (unlikely(sub_libraries_pending != NULL))
+        sub_record_libraries(false);
     return sub_now();
+}
+
+static inline uint64_t sub_enter(void) {
+    return sub_enter_class(0);
 }
 
 static inline uint32_t sub_pad(uint32_t bytes) {
@@ -130,11 +148,10 @@ static inline struct sub_record *sub_claim(uint32_t length) {
 }
 
 /* Starts a record with `fields` bytes of fields; NULL when it is lost (and counted). */
-static inline struct sub_record *sub_begin(uint16_t type, uint16_t op, uint64_t start_ns,
-                                           uint32_t fields) {
+static inline struct sub_record *sub_begin_at(uint16_t type, uint16_t op, uint64_t start_ns,
+                                              uint64_t end, uint32_t fields) {
     uint32_t length = (uint32_t)sizeof(struct sub_record) + fields;
     struct sub_record *record = NULL;
-    uint64_t end = sub_now();
     if (likely(sub_self.generation == sub_process->generation)) {
         sub_self.open++;
         record = sub_claim(length);
@@ -159,6 +176,11 @@ static inline struct sub_record *sub_begin(uint16_t type, uint16_t op, uint64_t 
         }
     }
     return record;
+}
+
+static inline struct sub_record *sub_begin(uint16_t type, uint16_t op, uint64_t start_ns,
+                                           uint32_t fields) {
+    return sub_begin_at(type, op, start_ns, sub_now(), fields);
 }
 
 static inline void sub_commit(struct sub_record *record) {
@@ -194,7 +216,8 @@ static inline struct sub_text sub_text(const char *string, int error) {
     if (string == NULL)
         return text;
     size_t length;
-    if (likely(error == 0 || error == ENOENT || error == EEXIST || error == EACCES))
+    if (likely(error == 0 || error == ENOENT || error == EEXIST || error == EACCES ||
+               error == ENOTDIR || error == ELOOP))
         length = strnlen(string, SUB_STRING_MAX);
     else
         length = sub_readable_string(string, SUB_STRING_MAX);
@@ -227,9 +250,9 @@ struct sub_call {
     int64_t result;
     int32_t arg[4];
     const char *path;
-    const char *path2; /* relative to arg[3] */
-    const char *mode;  /* of fopen */
-    int descriptor;    /* >= 0: the path is what this leads to */
+    const char *path2;         /* relative to arg[3] */
+    const char *mode;          /* of fopen */
+    const struct sub_sum *sum; /* of SUB_STAT: the counts, which go first */
 };
 
 void sub_record_call(const struct sub_call *call);

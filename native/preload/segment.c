@@ -11,6 +11,7 @@
 
 #include "process.h"
 #include "record.h"
+#include "sums.h"
 #include "system.h"
 
 char sub_directory[SUB_DIRECTORY_MAX] = SUB_SEGMENT_DIRECTORY;
@@ -94,11 +95,12 @@ long sub_make_segment(const struct sub_identity *self, uint32_t chain, uint32_t 
     made->size = size;
     struct sub_segment *header = (struct sub_segment *)(void *)made->base;
     header->version = SUB_SEGMENT_VERSION;
-    header->header_bytes = sizeof(*header);
+    header->header_bytes = (uint16_t)sub_header_bytes(size);
     header->size = size;
     header->self = *self;
     header->chain = chain;
     header->index = index;
+    header->classes_off = SUB_CLASS_ALL & ~sub_classes;
     header->created_ns = sub_now();
     return 0;
 }
@@ -109,7 +111,7 @@ uint64_t sub_segment_size(uint32_t index, uint32_t length) {
         size *= 4;
     if (size > SUB_SEGMENT_LAST)
         size = SUB_SEGMENT_LAST;
-    while (size < sizeof(struct sub_segment) + (uint64_t)length)
+    while (size < sub_header_bytes(size) + (uint64_t)length)
         size *= 4;
     return size;
 }

@@ -18,6 +18,7 @@
 #define MADV_WIPEONFORK 18
 #endif
 
+uint32_t sub_classes = SUB_CLASS_ALL;
 char sub_directory_variable[sizeof(SUB_SEGMENT_VARIABLE) + SUB_DIRECTORY_MAX];
 char sub_preload_path[SUB_DIRECTORY_MAX];
 
@@ -70,15 +71,46 @@ static void find_arguments(void) {
 }
 
 /*
+ * The classes that are wanted, from the link beside the segment directory (SUB_CLASSES_LINK, unless
+ * SUB_SEGMENT_VARIABLE names another directory). Where there is one, there is a directory as well.
+ */
+static bool read_classes(void) {
+    char path[sizeof(sub_directory) + sizeof("classes")];
+    char target[24];
+    size_t length = strlen(sub_directory);
+    while (length > 1 && sub_directory[length - 1] == '/')
+        length--;
+    while (length > 0 && sub_directory[length - 1] != '/')
+        length--;
+    memcpy(path, sub_directory, length);
+    memcpy(path + length, "classes", sizeof("classes"));
+    long digits = SYS4(SYS_readlinkat, AT_FDCWD, path, target, sizeof(target));
+    if (digits <= 0)
+        return false;
+    uint32_t classes = 0;
+    for (long i = 0; i < digits; i++) {
+        char digit = target[i];
+        if (digit >= '0' && digit <= '9')
+            classes = classes << 4 | (uint32_t)(digit - '0');
+        else if (digit >= 'a' && digit <= 'f')
+            classes = classes << 4 | (uint32_t)(digit - 'a' + 10);
+        else
+            return false; /* somebody else's link: record everything */
+    }
+    sub_classes = classes & SUB_CLASS_ALL;
+    return true;
+}
+
+/*
  * Takes up recording. Called by the constructor, or by the first hook where another library's
- * constructor comes first. With no segment directory it leaves one failed system call behind.
+ * constructor comes first. With no segment directory it leaves two failed system calls behind.
  */
 void sub_start(void) {
     static int started;
     if (__atomic_exchange_n(&started, 1, __ATOMIC_ACQ_REL) != 0)
         return;
     read_environment();
-    if (SYS3(SYS_faccessat, AT_FDCWD, sub_directory, 0) != 0) {
+    if (!read_classes() && SYS3(SYS_faccessat, AT_FDCWD, sub_directory, 0) != 0) {
         sub_mode = SUB_OFF;
         return;
     }
@@ -95,6 +127,7 @@ void sub_start(void) {
     sub_make_thread_key();
     sub_mode = SUB_ON;
     sub_start_first_image();
+    sub_record_libraries(true);
 }
 
 #ifdef __GLIBC__
