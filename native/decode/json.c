@@ -13,10 +13,7 @@ void buffer_reserve(struct buffer *buffer, size_t more) {
     size_t size = buffer->size != 0 ? buffer->size : 4096;
     while (size < needed)
         size *= 2;
-    char *bytes = realloc(buffer->bytes, size);
-    if (bytes == NULL)
-        die("out of memory: raise --memory-limit");
-    buffer->bytes = bytes;
+    buffer->bytes = resize(buffer->bytes, size, 1);
     buffer->size = size;
 }
 

@@ -19,18 +19,12 @@ _Noreturn void die_errno(const char *what) {
     exit(1);
 }
 
-void *allocate(size_t bytes) {
-    void *memory = calloc(1, bytes != 0 ? bytes : 1);
-    if (memory == NULL)
-        die("out of memory: raise --memory-limit");
-    return memory;
-}
-
 static const char usage[] =
     "usage: substrate-decode --dirfd N [--session ID] [--trace ID] [--span ID] [--world ID]\n"
     "         [--root-pid PID] [--root-after NS] [--utc-offset NS] [--boot-offset NS]\n"
-    "         [--watch PREFIX]... [--max-events N] [--max-reads N] [--max-hosts N]\n"
-    "         [--max-processes N] [--memory-limit BYTES] [--cpu-limit SECONDS] [--summary-fd N]\n"
+    "         [--watch PREFIX]... [--max-events N] [--max-reads N] [--max-writes N]\n"
+    "         [--max-hosts N] [--max-processes N] [--ledger-fd N] [--classes MASK]\n"
+    "         [--memory-limit BYTES] [--cpu-limit SECONDS] [--summary-fd N]\n"
     "Reads the segments in the directory open as N; events go to standard output, a summary to\n"
     "--summary-fd (3). Times are nanoseconds; offsets are added to CLOCK_MONOTONIC.\n";
 
@@ -47,11 +41,14 @@ enum option_number {
     OPTION_WATCH,
     OPTION_EVENTS,
     OPTION_READS,
+    OPTION_WRITES,
     OPTION_HOSTS,
     OPTION_PROCESSES,
     OPTION_MEMORY,
     OPTION_CPU,
     OPTION_SUMMARY,
+    OPTION_LEDGER,
+    OPTION_CLASSES,
     OPTION_HELP,
 };
 
@@ -68,11 +65,14 @@ static const struct option long_options[] = {
     {"watch", required_argument, NULL, OPTION_WATCH},
     {"max-events", required_argument, NULL, OPTION_EVENTS},
     {"max-reads", required_argument, NULL, OPTION_READS},
+    {"max-writes", required_argument, NULL, OPTION_WRITES},
     {"max-hosts", required_argument, NULL, OPTION_HOSTS},
     {"max-processes", required_argument, NULL, OPTION_PROCESSES},
     {"memory-limit", required_argument, NULL, OPTION_MEMORY},
     {"cpu-limit", required_argument, NULL, OPTION_CPU},
     {"summary-fd", required_argument, NULL, OPTION_SUMMARY},
+    {"ledger-fd", required_argument, NULL, OPTION_LEDGER},
+    {"classes", required_argument, NULL, OPTION_CLASSES},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -80,7 +80,7 @@ static const struct option long_options[] = {
 static int64_t number_between(const char *name, const char *text, int64_t least, int64_t most) {
     char *end;
     errno = 0;
-    long long value = strtoll(text, &end, 10);
+    long long value = strtoll(text, &end, 0);
     if (errno != 0 || end == text || *end != '\0' || value < least || value > most) {
         fprintf(stderr, "substrate-decode: --%s %s: give a whole number from %lld to %lld\n", name,
                 text, (long long)least, (long long)most);
@@ -131,6 +131,9 @@ static void take_option(struct options *options, int option, const char *name, c
     case OPTION_READS:
         options->max_reads = (uint32_t)NUMBER(0, 1 << 22);
         break;
+    case OPTION_WRITES:
+        options->max_writes = (uint32_t)NUMBER(0, 1 << 22);
+        break;
     case OPTION_HOSTS:
         options->max_hosts = (uint32_t)NUMBER(0, 1 << 16);
         break;
@@ -146,6 +149,13 @@ static void take_option(struct options *options, int option, const char *name, c
     case OPTION_SUMMARY:
         options->summary_fd = (int)NUMBER(0, INT32_MAX);
         break;
+    case OPTION_LEDGER:
+        options->ledger = (int)NUMBER(0, INT32_MAX);
+        break;
+    case OPTION_CLASSES:
+        options->have_classes = true;
+        options->classes = (uint32_t)NUMBER(0, UINT32_MAX);
+        break;
     case OPTION_HELP:
         fputs(usage, stdout);
         exit(0);
@@ -159,12 +169,14 @@ int main(int argc, char **argv) {
     struct options options = {
         .directory = -1,
         .summary_fd = 3,
+        .ledger = -1,
         .session = "",
         .trace = "",
         .span = "",
         .world = "",
         .max_events = 256,
         .max_reads = 65536,
+        .max_writes = 65536,
         .max_hosts = 1024,
         .max_processes = 4096,
         .memory_limit = 1ULL << 30,
@@ -187,12 +199,6 @@ int main(int argc, char **argv) {
 
     enter_sandbox(&options);
 
-    struct segments segments = {0};
-    struct images images = {0};
-    read_segments(&segments, options.directory);
-    build_images(&images, &segments, &options);
-    struct summary *summary = summary_new(&options);
-    write_events(&images, &segments, &options, summary);
-    summary_write(summary, &options, &images, &segments);
+    decode_all(&options);
     return 0;
 }

@@ -1,5 +1,10 @@
 /*
  * What the directory ids of an image stand for, as its records explained them.
+ *
+ * A path is written once and remembered, but the directory keeps its id when it gets another name.
+ * Renamings by the image itself are followed; those by another image are not (its records would have
+ * to be read at the same time), so a path below a directory that another program moved meanwhile is
+ * told by the directory's old name, until a new segment explains it again.
  */
 #define _GNU_SOURCE 1
 
@@ -9,6 +14,8 @@
 #include "decode.h"
 
 #define PLACES_MAX (1u << 16)
+/* Paths that are looked at for renamings, per image: who renames without end is not followed. */
+#define RENAME_WORK (1u << 24)
 
 struct place {
     uint64_t id; /* 0: free */
@@ -18,6 +25,8 @@ struct place {
 struct places {
     struct place *list;
     uint32_t used, size; /* a power of two */
+    uint32_t work;
+    char path[PATH_BYTES];
 };
 
 struct places *places_new(void) {
@@ -27,7 +36,14 @@ struct places *places_new(void) {
     return places;
 }
 
+void places_free(struct places *places) {
+    places_clear(places);
+    free(places->list);
+    free(places);
+}
+
 void places_clear(struct places *places) {
+    places->work = 0;
     if (places->used == 0)
         return;
     for (uint32_t i = 0; i < places->size; i++)
@@ -43,15 +59,21 @@ static struct place *find(const struct places *places, uint64_t id) {
     return &places->list[at];
 }
 
-static void grow(struct places *places) {
-    struct places bigger = {.used = places->used, .size = places->size * 2};
-    bigger.list = allocate(bigger.size * sizeof(*bigger.list));
-    for (uint32_t i = 0; i < places->size; i++) {
-        if (places->list[i].id != 0)
-            *find(&bigger, places->list[i].id) = places->list[i];
+static void make_bigger(struct places *places) {
+    struct place *old = places->list;
+    uint32_t size = places->size;
+    places->size *= 2;
+    places->list = allocate(places->size * sizeof(*places->list));
+    for (uint32_t i = 0; i < size; i++) {
+        if (old[i].id != 0)
+            *find(places, old[i].id) = old[i];
     }
-    free(places->list);
-    *places = bigger;
+    free(old);
+}
+
+static struct slice copy(struct slice path) {
+    return (struct slice){memcpy(resize(NULL, path.length, 1), path.bytes, path.length),
+                          path.length};
 }
 
 /* The path that stands beside an id, or that it stood beside before. */
@@ -66,15 +88,25 @@ struct slice places_resolve(struct places *places, const uint64_t *id, struct sl
     if (place->path.length == path.length &&
         memcmp(place->path.bytes, path.bytes, path.length) == 0)
         return path;
-    char *copy = malloc(path.length);
-    if (copy == NULL)
-        die("out of memory: raise --memory-limit");
-    memcpy(copy, path.bytes, path.length);
     free((void *)(uintptr_t)place->path.bytes);
     places->used += place->id == 0;
     place->id = *id;
-    place->path = (struct slice){copy, path.length};
+    place->path = copy(path);
     if (places->used * 2 > places->size)
-        grow(places);
+        make_bigger(places);
     return path;
+}
+
+void places_rename(struct places *places, const struct renaming *renaming) {
+    if (places->used == 0 || places->work > RENAME_WORK)
+        return;
+    places->work += places->size;
+    for (uint32_t i = 0; i < places->size; i++) {
+        struct place *place = &places->list[i];
+        struct slice path = renamed(places->path, place->path, renaming);
+        if (path.length == 0)
+            continue;
+        free((void *)(uintptr_t)place->path.bytes);
+        place->path = copy(path);
+    }
 }

@@ -1,8 +1,9 @@
 """How completely telemetry saw a step, and why not completely.
 
-``full`` says that every process that covered programs started said hello and lost nothing. It is a
-statement about programs that do not attack the recorder (DESIGN §1), and, until the kernel's ledger
-is there to reconcile with, about processes that a covered program started through libc.
+``full`` says that every program that ran said hello and lost nothing. Which programs ran is the
+kernel's word where its ledger was read; where there is none, ``full`` speaks only of processes that
+a covered program started through libc. What a program records of itself is its own word in any
+case: ``full`` is a statement about programs that do not attack the recorder (DESIGN §1).
 """
 
 from __future__ import annotations
@@ -96,15 +97,31 @@ def _short_of_full(processes: tuple[Process, ...], open_program: ProgramOpener |
 
 
 def _losses(summary: DecodeSummary) -> list[str]:
+    ledger = summary.ledger
     losses = (
-        (summary.lost, "events lost: no room for segments"),
+        (summary.lost, "events lost: no room for segments, or removed with theirs"),
         (summary.torn, "records were cut off by the end of their process"),
         (summary.corrupt_segments, "segments hold records that make no sense"),
         (summary.foreign_files, "files in the segment directory are not what they say"),
         (summary.unreadable_files, "segments could not be read"),
         (summary.links_dropped, "started processes were not followed up: too many"),
+        (ledger.lost, "records of the kernel's ledger were lost"),
+        (ledger.nameless, "processes are in the kernel's ledger without a pid"),
+        (
+            ledger.unknown_processes,
+            "processes that segments speak of are not known to the kernel: left out",
+        ),
+        (
+            ledger.forged_segments,
+            "segments were not made by the process that they speak of: left out, "
+            + f"with {ledger.forged_events} records",
+        ),
+        (ledger.late_segments, "segments came after the kernel's ledger was read"),
     )
-    return [f"{count} {text}" for count, text in losses if count]
+    reasons = [f"{count} {text}" for count, text in losses if count]
+    if ledger.given and not ledger.used:
+        reasons.append(f"the kernel's ledger could not be used: {ledger.why}")
+    return reasons
 
 
 def _shown(argv: tuple[bytes, ...], exe: bytes) -> str:

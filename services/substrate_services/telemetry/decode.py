@@ -26,6 +26,7 @@ __all__ = [
     "DecodeLimits",
     "DecodeSummary",
     "HostContact",
+    "LedgerUse",
     "SegmentFile",
     "SpanIds",
     "decode_segments",
@@ -71,6 +72,7 @@ class DecodeLimits:
     output_bytes: int = 4 << 30  # of event lines
     summary_bytes: int = 256 << 20
     reads: int = 65_536
+    writes: int = 65_536
     hosts: int = 1_024
     processes: int = 4_096
 
@@ -95,8 +97,27 @@ class SegmentFile:
     name: str
     bytes: int
     pid: int
-    start_ticks: int
+    start_ticks: int  # tells processes of one pid apart (events.h); says nothing about time
     open: bool  # its process is not known to have ended: leave it
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerUse:
+    """What the kernel's ledger was worth to a step."""
+
+    given: bool = False
+    used: bool = False
+    why: str = ""  # it was given and not used
+    source: str = ""  # bpf | proc_connector | other
+    attested: bool = False  # the maker of every segment is known
+    lost: int = 0  # records that the kernel's side had no room for, during the step
+    nameless: int = 0  # processes whose pid in the world is not known
+    processes: int = 0  # of the step
+    uncovered: int = 0  # programs that ran and said no hello
+    unknown_processes: int = 0  # that segments speak of, and the kernel does not
+    forged_segments: int = 0  # not made by the process that they speak of; left out
+    forged_events: int = 0  # in those
+    late_segments: int = 0  # made after the ledger was last brought up to date; left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +137,16 @@ class DecodeSummary:
     foreign_files: int = 0  # no segments, or not where they say they belong
     unreadable_files: int = 0
     links_dropped: int = 0
+    ledger: LedgerUse = LedgerUse()
     events: tuple[JsonObject, ...] = field(default=())  # the lines that matter most, by time
     events_not_kept: int = 0
     reads: tuple[bytes, ...] = ()  # absolute paths opened for reading
     reads_beyond: int = 0
+    #: Absolute paths that were changed, by any call that may, or opened for writing; of a renaming
+    #: both ends, and not what lies below. All of them where the two counts below are 0.
+    writes: tuple[bytes, ...] = ()
+    writes_beyond: int = 0  # calls on paths that found no room here
+    writes_unknown: int = 0  # calls on what no absolute path is known of
     hosts: tuple[HostContact, ...] = ()
     hosts_beyond: int = 0
     segments: tuple[SegmentFile, ...] = ()
@@ -129,6 +156,11 @@ class DecodeSummary:
     def events_total(self) -> int:
         """All events, kept or not."""
         return dict(self.counts).get("events", 0)
+
+    @property
+    def writes_complete(self) -> bool:
+        """Whether ``writes`` names all that covered programs said they may have changed."""
+        return not self.failure and self.writes_beyond == 0 and self.writes_unknown == 0
 
 
 async def decode_segments(
@@ -142,6 +174,8 @@ async def decode_segments(
     offsets: ClockOffsets | None = None,
     root_after_ns: int = 0,
     limits: DecodeLimits | None = None,
+    ledger_fd: int | None = None,
+    classes: int | None = None,
 ) -> DecodeSummary:
     """Decode all segments in a directory.
 
@@ -157,6 +191,10 @@ async def decode_segments(
         root_after_ns: CLOCK_MONOTONIC before the root was started, to tell it from an earlier
             process of the same pid.
         limits: what the decoder may use.
+        ledger_fd: descriptor of the world's ledger (ledger.h), brought up to date; stays open. With
+            it, what programs say is held against what the kernel says.
+        classes: mask of the classes (events.h, SUB_CLASS_*) that the world was to record; a process
+            that recorded others is told. Not looked at when None.
 
     Returns:
         The summary; with ``failure`` set when the decoder failed, and then without the rest.
@@ -176,10 +214,16 @@ async def decode_segments(
             command += ["--root-pid", str(root_pid), "--root-after", str(root_after_ns)]
         if offsets is not None:
             command += [f"--utc-offset={offsets.utc_ns}", f"--boot-offset={offsets.boot_ns}"]
+        fds = [segments_fd, summary_fd]
+        if ledger_fd is not None:
+            command.append(f"--ledger-fd={ledger_fd}")
+            fds.append(ledger_fd)
+        if classes is not None:
+            command.append(f"--classes={classes}")
         arguments: list[str | bytes] = [*command]
         for prefix in watch:
             arguments += ["--watch", prefix]
-        output_bytes, failure = await _run(arguments, (segments_fd, summary_fd), sink, limits)
+        output_bytes, failure = await _run(arguments, fds, sink, limits)
         if failure:
             return DecodeSummary(failure=failure, output_bytes=output_bytes)
         return _read_summary(summary_fd, limits, output_bytes)
@@ -199,6 +243,7 @@ def _options(
         f"--world={ids.world_id}",
         f"--max-events={max_events}",
         f"--max-reads={limits.reads}",
+        f"--max-writes={limits.writes}",
         f"--max-hosts={limits.hosts}",
         f"--max-processes={limits.processes}",
         f"--memory-limit={limits.memory_bytes}",
@@ -208,7 +253,7 @@ def _options(
 
 async def _run(
     arguments: Sequence[str | bytes],
-    fds: tuple[int, ...],
+    fds: Sequence[int],
     sink: Callable[[bytes], None],
     limits: DecodeLimits,
 ) -> tuple[int, str]:
@@ -219,7 +264,7 @@ async def _run(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=fds,
+            pass_fds=tuple(fds),
             env={},
             limit=_CHUNK_BYTES,
         )
@@ -297,6 +342,7 @@ def _summary(value: JsonValue, output_bytes: int) -> DecodeSummary:
         foreign_files=fields.integer("foreign_files"),
         unreadable_files=fields.integer("unreadable_files"),
         links_dropped=fields.integer("links_dropped"),
+        ledger=_ledger(fields.child("ledger")),
         events=tuple(_object(item) for item in fields.items("events")),
         events_not_kept=fields.integer("events_not_kept"),
         reads=tuple(
@@ -304,10 +350,34 @@ def _summary(value: JsonValue, output_bytes: int) -> DecodeSummary:
             for index, item in enumerate(fields.items("reads"))
         ),
         reads_beyond=fields.integer("reads_beyond"),
+        writes=tuple(
+            bytesjson.decode(item, f"summary.writes[{index}]")
+            for index, item in enumerate(fields.items("writes"))
+        ),
+        writes_beyond=fields.integer("writes_beyond"),
+        writes_unknown=fields.integer("writes_unknown"),
         hosts=tuple(_host(item) for item in fields.items("hosts")),
         hosts_beyond=fields.integer("hosts_beyond"),
         segments=tuple(_segment(item) for item in fields.items("segments")),
         output_bytes=output_bytes,
+    )
+
+
+def _ledger(fields: Fields) -> LedgerUse:
+    return LedgerUse(
+        given=fields.flag("given"),
+        used=fields.flag("used"),
+        why=fields.text("why"),
+        source=fields.text("source"),
+        attested=fields.flag("attested"),
+        lost=fields.integer("lost"),
+        nameless=fields.integer("nameless"),
+        processes=fields.integer("processes"),
+        uncovered=fields.integer("uncovered"),
+        unknown_processes=fields.integer("unknown_processes"),
+        forged_segments=fields.integer("forged_segments"),
+        forged_events=fields.integer("forged_events"),
+        late_segments=fields.integer("late_segments"),
     )
 
 
