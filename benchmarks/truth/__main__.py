@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import ROOT, machine, machine_line, record, say
-from benchmarks.truth.pairing import WorkloadFailed, run_pair
+from benchmarks.truth.distortion import differences
+from benchmarks.truth.pairing import WorkloadFailed, run_alone, run_pair
 from benchmarks.truth.report import Row, as_json, markdown, totals
 from benchmarks.truth.sources import NotToBeHad, Sources
 from benchmarks.truth.workloads import WORKLOADS, Workload
@@ -23,14 +27,29 @@ _ENOUGH = 10
 
 
 def run_workload(workload: Workload, sources: Sources, keep: Path | None = None) -> Row:
-    """One row, from a fresh directory that is gone afterwards."""
-    room = Path(tempfile.mkdtemp(prefix="sbtruth", dir="/var/tmp")).resolve()
+    """One row, from fresh directories that are gone afterwards."""
     try:
-        ready = workload.ready(sources, room)
-        pair = run_pair(ready.command, cwd=ready.cwd, env=ready.env, keep=keep)
-        return Row(workload.name, pair.comparison)
+        with _room() as room:
+            ready = workload.ready(sources, room)
+            pair = run_pair(ready.command, cwd=ready.cwd, env=ready.env, keep=keep)
+        row = Row(workload.name, pair.comparison)
+        if workload.same_each_time:
+            with _room() as other:
+                ready = workload.ready(sources, other)
+                alone = run_alone(ready.command, cwd=ready.cwd, env=ready.env)
+            rooms = os.fsencode(room), os.fsencode(other)
+            row.operations_alone, differing = differences(pair.traced, alone, rooms=rooms)
+            row.distorted = differing.total()
+        return row
     except (NotToBeHad, WorkloadFailed) as error:
         return Row(workload.name, unavailable=str(error))
+
+
+@contextmanager
+def _room() -> Iterator[Path]:
+    room = Path(tempfile.mkdtemp(prefix="sbtruth", dir="/var/tmp")).resolve()
+    try:
+        yield room
     finally:
         shutil.rmtree(room, ignore_errors=True)
 

@@ -54,8 +54,8 @@ class Comparison:
         own: calls of the library, which are no part of the workload.
         unreturned: calls that did not come back.
         uncovered: (program, reason) → processes and operations.
-        stats: pairs of image and path that were looked at.
-        stat_calls: how often.
+        files: pairs of process and path that were looked at by stat, access, readlink and the like.
+        looks: how often, all in all.
     """
 
     classes: dict[OpClass, Count] = field(
@@ -71,8 +71,9 @@ class Comparison:
     uncovered: dict[tuple[str, str], Counter[str]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
-    stats: Count = field(default_factory=Count)
-    stat_calls: Count = field(default_factory=Count)
+    files: Count = field(default_factory=Count)
+    looks: Count = field(default_factory=Count)
+    unseen_files: list[tuple[Image, bytes]] = field(default_factory=list)
     processes: int = 0
     not_understood: int = 0
 
@@ -82,6 +83,7 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
     result = Comparison()
     reasons = _Reasons(lineage, result)
     by_image: dict[Image, list[TracedCall]] = defaultdict(list)
+    looked_at: dict[Image, list[TracedCall]] = defaultdict(list)
     loaded: dict[int, set[bytes]] = defaultdict(set)
     for call in calls:
         if call.own:
@@ -92,6 +94,8 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
         if reasons.of(call):
             continue
         if call.at.operation.op_class is OpClass.STAT:
+            if call.at.operation.kind == "stat" and not call.before_library:
+                looked_at[call.image].append(call)
             continue
         if not call.returned:
             result.unreturned += 1
@@ -100,8 +104,21 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
     for image in {**by_image, **recorded.operations}:
         matching = _Matching(by_image.get(image, []), recorded, image, result)
         matching.run(frozenset(loaded[image.pid]))
+    _compare_looks(looked_at, recorded, result)
     result.processes = len(lineage.processes)
     return result
+
+
+def _compare_looks(
+    looked_at: dict[Image, list[TracedCall]], recorded: Recorded, result: Comparison
+) -> None:
+    for image, calls in looked_at.items():
+        for path, count in Counter(call.at.operation.path for call in calls).items():
+            captured = min(count, recorded.looked_at.get((image, path), 0))
+            result.files.add(Count(1, captured > 0))
+            result.looks.add(Count(count, captured))
+            if captured == 0:
+                result.unseen_files.append((image, path))
 
 
 class _Reasons:

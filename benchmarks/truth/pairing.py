@@ -17,7 +17,7 @@ from benchmarks.truth.compare import Comparison, compare
 from benchmarks.truth.lineage import Lineage
 from benchmarks.truth.recorded import read_events
 from benchmarks.truth.strace_log import TRACED, read_logs
-from benchmarks.truth.traced import Tracer
+from benchmarks.truth.traced import TracedCall, Tracer
 from substrate_services.telemetry.decode import ClockOffsets, DecodeLimits, DecodeSummary
 from substrate_services.telemetry.segments import SEGMENT_VARIABLE, prepare_directory
 from tests.native.recording import Event, decode, preload_library
@@ -31,11 +31,12 @@ class WorkloadFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A run that both saw."""
+    """A run that both saw: what strace saw, what the recorder did, and what they differ in."""
 
-    comparison: Comparison
+    traced: list[TracedCall]
+    events: list[Event]
     summary: DecodeSummary
-    elapsed_s: float
+    comparison: Comparison
 
 
 def run_pair(
@@ -60,36 +61,40 @@ def run_pair(
     """
     with _rooms(keep) as (segments, logs):
         library = _own_copy(logs)
-        started = time.monotonic()
-        strace = _strace(segments, library, logs)
-        _run([*strace, *command], cwd, _environment(env), timeout_s)
-        elapsed_s = time.monotonic() - started
+        loaded = ["-E", f"LD_PRELOAD={library}", "-E", f"{SEGMENT_VARIABLE}={segments}"]
+        _run([*_strace(logs), *loaded, *command], cwd, _environment(env), timeout_s)
         summary, events = decode(segments, offsets=_offsets(), limits=_LIMITS)
         if summary.failure:
             raise WorkloadFailed(summary.failure)
         if keep is not None:
             _write_events(keep / "events", events)
-        comparison = _compare(logs / "strace", segments, library, events)
-        return Pair(comparison, summary, elapsed_s)
+        read = read_logs(logs / "strace")
+        lineage = Lineage(read, os.fsencode(segments))
+        traced = list(Tracer(lineage, os.fsencode(segments), os.fsencode(library)).calls())
+        comparison = compare(lineage, traced, read_events(events, frozenset(lineage.processes)))
+        comparison.not_understood = sum(len(log.not_understood) for log in read.values())
+        return Pair(traced, events, summary, comparison)
 
 
-def _compare(prefix: Path, segments: Path, library: Path, events: Sequence[Event]) -> Comparison:
-    logs = read_logs(prefix)
-    directory = os.fsencode(segments)
-    lineage = Lineage(logs, directory)
-    recorded = read_events(events, frozenset(lineage.processes))
-    calls = list(Tracer(lineage, directory, os.fsencode(library)).calls())
-    comparison = compare(lineage, calls, recorded)
-    comparison.not_understood = sum(len(log.not_understood) for log in logs.values())
-    return comparison
+def run_alone(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None
+) -> list[TracedCall]:
+    """What strace sees of a command that runs without the library.
+
+    Raises:
+        WorkloadFailed: it exited with anything but 0.
+    """
+    with _rooms(None) as (segments, logs):
+        _run([*_strace(logs), *command], cwd, _environment(env), timeout_s=300)
+        lineage = Lineage(read_logs(logs / "strace"), os.fsencode(segments))
+        return list(Tracer(lineage, os.fsencode(segments), b"").calls())
 
 
-def _strace(segments: Path, library: Path, logs: Path) -> list[str]:
-    # --seccomp-bpf stops at the traced calls alone, which is what makes this bearable. strace -E
-    # gives the library to the command and not to strace.
+def _strace(logs: Path) -> list[str]:
+    # --seccomp-bpf stops at the traced calls alone, which is what makes this bearable. strace's
+    # option -E then gives the library to the command and not to strace.
     strace = ["strace", "-ff", "--seccomp-bpf", "-ttt", "-y", "-s", "256", "-e", f"trace={TRACED}"]
-    passed = ["-E", f"LD_PRELOAD={library}", "-E", f"{SEGMENT_VARIABLE}={segments}"]
-    return [*strace, "-e", "signal=none", "-qq", "-o", str(logs / "strace"), *passed]
+    return [*strace, "-e", "signal=none", "-qq", "-o", str(logs / "strace")]
 
 
 def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout_s: float) -> None:

@@ -56,12 +56,13 @@ class Recorded:
         operations: of each image.
         entries: of each thread, the calls in whose time libc may have done more by itself.
         other: symbols that stand for no operation of a measured class, with their counts.
-        files: (image, path) → calls and failures, of stat-class calls.
+        looked_at: (image, path) → stat-class calls.
     """
 
     operations: dict[Image, list[Occurrence]] = field(default_factory=lambda: defaultdict(list))
     entries: dict[int, list[Occurrence]] = field(default_factory=lambda: defaultdict(list))
     other: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    looked_at: dict[tuple[Image, bytes], int] = field(default_factory=lambda: defaultdict(int))
 
 
 def read_events(events: Sequence[Event], processes: frozenset[int]) -> Recorded:
@@ -79,6 +80,9 @@ def read_events(events: Sequence[Event], processes: frozenset[int]) -> Recorded:
     }
     recorded = Recorded()
     for event in events:
+        if event["event_type"] == "file_summary":
+            image = Image(event["pid"], numbers.get(event["process_span"], 1))
+            recorded.looked_at[image, _path(event, "path")] += event["stat_calls"]
         if event["event_type"] != "syscall":
             continue
         tid = event.get("tid", event["pid"])

@@ -23,6 +23,8 @@ class Row:
     name: str
     comparison: Comparison | None = None
     unavailable: str = ""
+    operations_alone: int = 0  # in a further run, under strace without the library
+    distorted: int = 0  # how many operations only one of the two had
 
 
 @dataclass(slots=True)
@@ -73,11 +75,13 @@ def _row_json(row: Row) -> dict[str, object]:
         return {"unavailable": row.unavailable}
     return {
         **_classes_json(found.classes, found.failed),
+        "operations_alone": row.operations_alone,
+        "distorted": row.distorted,
         "surplus": len(found.surplus),
         "libc": dict(found.libc),
         "attributed": dict(found.attributed),
-        "stat_files": dataclasses.asdict(found.stats),
-        "stat_calls": dataclasses.asdict(found.stat_calls),
+        "files_looked_at": dataclasses.asdict(found.files),
+        "looks": dataclasses.asdict(found.looks),
         "library_calls": found.own,
         "unreturned": found.unreturned,
         "processes": found.processes,
@@ -139,13 +143,13 @@ def _captured(rows: Sequence[Row]) -> str:
 
 def _outside(rows: Sequence[Row]) -> str:
     rules = sorted({rule for found in _compared(rows) for rule in found.libc})
-    head = ["outside the denominator", "files stat-ed", "stat-class calls"]
+    head = ["outside the denominator", "files looked at", "looks"]
     head += [f"libc: {rule}" for rule in rules] + ["part of an entry point", "never returned"]
     lines = [
         [
             row.name,
-            _cell(row.comparison.stats),
-            _cell(row.comparison.stat_calls),
+            _cell(row.comparison.files),
+            _cell(row.comparison.looks),
             *(f"{row.comparison.libc[rule]:,}" for rule in rules),
             f"{sum(row.comparison.attributed.values()):,}",
             f"{row.comparison.unreturned:,}",
@@ -175,6 +179,10 @@ def _notes(rows: Sequence[Row]) -> str:
     inside = ", ".join(f"{name} {count:,}" for name, count in attributed.most_common()) or "none"
     own = sum(comparison.own for comparison in found)
     surplus = sum(len(comparison.surplus) for comparison in found)
+    checked = [row for row in rows if row.operations_alone]
+    alone = sum(row.operations_alone for row in checked)
+    distorted = sum(row.distorted for row in checked)
+    again = ", ".join(row.name for row in checked) or "nothing"
     odd = sum(comparison.not_understood for comparison in found)
     return f"""Notes:
 
@@ -183,11 +191,15 @@ def _notes(rows: Sequence[Row]) -> str:
 - Failed calls are those of the five classes: look-ups in vain above all.
 - The library's own calls are left out ({own:,}): paths below the segment directory, and what a
   hello reads of its process just before a segment is made there.
+- Looks are stat, access, readlink and the like by path, compared as counts for each process and
+  path; what libc looks at inside one of its own functions is among the truth.
 - libc's own: read-only opens that no record accounts for, and that were mapped with MAP_DENYWRITE
   or are the loader's search for a library; or libc's tables of locales, gconv modules, NSS, time
   zones and facts of the system, by fixed lists of paths (benchmarks/truth/libc.py).
 - Part of an entry point: made on its thread within its recorded time, and of a kind that it is
   known to do: {inside}.
+- Whether the library changes what strace sees: {again} ran again without it; of {alone:,}
+  operations {distorted:,} were not the same.
 - Recorded, and not seen by strace: {surplus:,}. Lines of strace not understood: {odd:,}."""
 
 

@@ -83,6 +83,7 @@ class TracedCall:
         own: made by the library itself.
         before_library: of a covered program, before the library looked for its directory.
         mapped: an open whose file was mapped with MAP_DENYWRITE, as only the loader does.
+        library: the loader opening the library itself.
         spawned: by libc in the child of posix_spawn, popen or system.
     """
 
@@ -95,6 +96,7 @@ class TracedCall:
     before_library: bool = False
     mapped: bool = False
     spawned: bool = False
+    library: bool = False
 
 
 class Tracer:
@@ -104,6 +106,8 @@ class Tracer:
         self._lineage = lineage
         self._segments = segments
         self._library = library
+        classes = segments.rpartition(b"/")[0] + b"/classes"
+        self._links = frozenset((b"/proc/self/ns/pid", b"/proc/self/exe", classes))
         self._cwd_of: dict[int, list[tuple[float, bytes]]] = {}
 
     def calls(self) -> Iterator[TracedCall]:
@@ -168,11 +172,18 @@ class Tracer:
             made.image, made.spawned = process.parent.image, True
             made.program = process.parent
         path = operation.path
-        made.own = path == self._segments or path.startswith(self._segments + b"/")
-        made.own = made.own or (path in _SELF_LINKS and call.name == "readlinkat")
-        if path == self._library and operation.op_class in (OpClass.READ, OpClass.STAT):
-            made.before_library = True
+        made.own = self._is_own(call, path)
+        made.library = bool(self._library) and path == self._library
+        made.before_library = made.library
         yield made
+
+    def _is_own(self, call: Call, path: bytes) -> bool:
+        if path == self._segments or path.startswith(self._segments + b"/"):
+            return True
+        if call.name == "readlinkat":
+            # libc's readlink is the older call where there is one; the library has no use for it.
+            return path in self._links or _DESCRIPTOR_LINK.match(path) is not None
+        return call.name == "statx" and call.arguments[2:4] == _PLACE_QUESTION
 
     def _operation(self, process: ProcessTruth, call: Call) -> tuple[Operation | None, str]:
         name, error = call.name, call.error
@@ -200,7 +211,9 @@ class Tracer:
         if name in _STATS:
             place, _ = _STATS[name]
             path = self._path(process, call, place)
-            return Operation(OpClass.STAT, "stat", path, b"", error), ""
+            # fstat, and what opendir and fopen ask of what they opened, is no look-up of a path.
+            kind = "fstat" if "AT_EMPTY_PATH" in "".join(call.arguments[2:]) else "stat"
+            return Operation(OpClass.STAT, kind, path, b"", error), ""
         return _birth_operation(call), ""
 
     def _path(self, process: ProcessTruth, call: Call, place: _Place) -> bytes:
@@ -253,7 +266,8 @@ class Tracer:
 
 #: What a hello and a new segment read about the process that they are in.
 _SELF_READS = frozenset((b"/proc/self/stat",))
-_SELF_LINKS = frozenset((b"/proc/self/ns/pid",))
+#: How it asks which directory a descriptor stands for.
+_PLACE_QUESTION = ("AT_STATX_DONT_SYNC|AT_EMPTY_PATH", "STATX_INO|STATX_BTIME|STATX_MNT_ID")
 
 
 _DESCRIPTOR_LINK = re.compile(rb"^/proc/self/fd/(\d+)$")
