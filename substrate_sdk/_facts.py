@@ -20,6 +20,7 @@ FileKind = Literal["file", "dir", "symlink", "fifo", "socket", "char", "block", 
 ChangeKind = Literal["created", "modified", "deleted", "renamed", "metadata", "unknown"]
 ChangeScope = Literal["project", "outside", "unknown"]
 CoverageState = Literal["full", "partial", "none", "unknown"]
+LedgerSource = Literal["bpf", "proc_connector", "none", "unknown"]
 DecisionAction = Literal["allow", "ask", "deny", "unknown"]
 PolicyMode = Literal["disabled", "observe", "enforce", "unknown"]
 TerminationReason = Literal[
@@ -58,6 +59,7 @@ _CHANGE_KINDS: tuple[ChangeKind, ...] = (
 )
 _CHANGE_SCOPES: tuple[ChangeScope, ...] = ("unknown", "project", "outside")
 _COVERAGE_STATES: tuple[CoverageState, ...] = ("unknown", "full", "partial", "none")
+_LEDGER_SOURCES: tuple[LedgerSource, ...] = ("unknown", "bpf", "proc_connector", "none")
 _DECISION_ACTIONS: tuple[DecisionAction, ...] = ("unknown", "allow", "ask", "deny")
 _POLICY_MODES: tuple[PolicyMode, ...] = ("unknown", "disabled", "observe", "enforce")
 _OUTPUT_STREAMS: tuple[OutputStream, ...] = ("stdout", "stdout", "stderr", "pty")
@@ -212,6 +214,9 @@ class Coverage:
         covered: processes that reported.
         events: events read.
         lost: events known to be lost.
+        ledger: where the kernel's own account of its processes came from; without one, "full" rests
+            on the word of programs. "unknown" of steps that are no commands.
+        classes_off: classes of events that were switched off.
     """
 
     state: CoverageState
@@ -220,6 +225,8 @@ class Coverage:
     covered: int = 0
     events: int = 0
     lost: int = 0
+    ledger: LedgerSource = "unknown"
+    classes_off: tuple[str, ...] = ()
 
     @classmethod
     def from_proto(cls, proto: types_pb2.Coverage) -> Coverage:
@@ -231,6 +238,8 @@ class Coverage:
             covered=proto.covered,
             events=proto.events,
             lost=proto.lost,
+            ledger=cast("LedgerSource", named(_LEDGER_SOURCES, proto.ledger)),
+            classes_off=tuple(proto.classes_off),
         )
 
     def to_json(self) -> JsonObject:
@@ -242,6 +251,8 @@ class Coverage:
             "covered": self.covered,
             "events": self.events,
             "lost": self.lost,
+            "ledger": self.ledger,
+            "classes_off": list(self.classes_off),
         }
 
 

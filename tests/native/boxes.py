@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from substrate_services.journal.schema import LedgerSource
 from substrate_services.world.backends.base import (
     Box,
     BoxSpec,
-    LedgerSource,
     MountOp,
     Overlay,
     Symlink,

@@ -68,6 +68,20 @@ def read_ledger(fd: int | None) -> Ledger:
     entries = []
     for kind, flags, *numbers, comm, name in _RECORD.iter_unpack(data):
         assert name.endswith(b"\0")
-        texts = (comm.rstrip(b"\0"), name.partition(b"\0")[0])
-        entries.append(Entry(Kind(kind), bool(flags & 1), *numbers, *texts))
+        value, time_ns, pid, parent, host_pid, host_parent, status = numbers
+        entries.append(
+            Entry(
+                Kind(kind),
+                bool(flags & 1),
+                value=value,
+                time_ns=time_ns,
+                pid=pid,
+                parent=parent,
+                host_pid=host_pid,
+                host_parent=host_parent,
+                status=status,
+                comm=comm.rstrip(b"\0"),
+                name=name.partition(b"\0")[0],
+            )
+        )
     return Ledger(source, bool(attested), namespace, first, tuple(entries))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from substrate_services.world.backends.base import BackendError, LedgerSource
+from substrate_services.journal.schema import LedgerSource
+from substrate_services.world.backends.base import BackendError
 from substrate_services.world.wire import LauncherType, string
 from tests.native.boxes import Guest, box_spec, guest, launcher, let_go, make_backend, talk
 from tests.native.ledgers import Kind, Ledger, read_ledger

@@ -26,6 +26,7 @@ from substrate_services.journal.schema import (
     FileFingerprint,
     FileKind,
     FileState,
+    LedgerSource,
     PolicyMode,
     Process,
 )
@@ -36,6 +37,7 @@ _CHANGE_SCOPES: tuple[ChangeScope, ...] = get_args(ChangeScope)
 _DECISION_ACTIONS: tuple[DecisionAction, ...] = get_args(DecisionAction)
 _POLICY_MODES: tuple[PolicyMode, ...] = get_args(PolicyMode)
 _COVERAGE_STATES: tuple[CoverageState, ...] = get_args(CoverageState)
+_LEDGER_SOURCES: tuple[LedgerSource, ...] = get_args(LedgerSource)
 
 _ChoiceT = TypeVar("_ChoiceT", bound=str)
 
@@ -359,7 +361,7 @@ def decision_from_json(value: JsonValue, where: str = "policy_decision") -> Deci
 
 def coverage_to_json(coverage: Coverage) -> JsonObject:
     """The coverage as a JSON object."""
-    return {
+    out: JsonObject = {
         "state": coverage.state,
         "reasons": text_list(coverage.reasons),
         "processes": coverage.processes,
@@ -367,6 +369,10 @@ def coverage_to_json(coverage: Coverage) -> JsonObject:
         "events": coverage.events,
         "lost": coverage.lost,
     }
+    _add(out, "ledger", coverage.ledger, None)
+    if coverage.classes_off:
+        out["classes_off"] = text_list(coverage.classes_off)
+    return out
 
 
 def coverage_from_json(value: JsonValue, where: str = "coverage") -> Coverage:
@@ -379,6 +385,8 @@ def coverage_from_json(value: JsonValue, where: str = "coverage") -> Coverage:
         covered=fields.integer("covered", 0),
         events=fields.integer("events", 0),
         lost=fields.integer("lost", 0),
+        ledger=choice(fields, "ledger", _LEDGER_SOURCES) if fields.has("ledger") else None,
+        classes_off=texts(fields, "classes_off") if fields.has("classes_off") else (),
     )
 
 

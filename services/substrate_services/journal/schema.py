@@ -15,6 +15,8 @@ ChangeScope = Literal["project", "outside"]
 DecisionAction = Literal["allow", "ask", "deny"]
 PolicyMode = Literal["disabled", "observe", "enforce"]
 CoverageState = Literal["full", "partial", "none"]
+#: Where the kernel's own account of processes comes from.
+LedgerSource = Literal["bpf", "proc_connector", "none"]
 EventSource = Literal["kernel", "self_reported"]
 TerminationReason = Literal[
     "EXITED",
@@ -109,6 +111,8 @@ class Coverage:
     covered: int = 0
     events: int = 0
     lost: int = 0
+    ledger: LedgerSource | None = None  # None: not said (no command, or an older record)
+    classes_off: tuple[str, ...] = ()  # what was not to be recorded
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from substrate_services.journal.schema import (
     DecisionAction,
     FileKind,
     FileState,
+    LedgerSource,
     PolicyMode,
     Process,
     SpanRecord,
@@ -70,6 +71,12 @@ COVERAGE_STATES: Final[dict[CoverageState, types_pb2.CoverageState.ValueType]] =
     "full": types_pb2.COVERAGE_STATE_FULL,
     "partial": types_pb2.COVERAGE_STATE_PARTIAL,
     "none": types_pb2.COVERAGE_STATE_NONE,
+}
+LEDGER_SOURCES: Final[dict[LedgerSource | None, types_pb2.LedgerSource.ValueType]] = {
+    None: types_pb2.LEDGER_SOURCE_UNSPECIFIED,
+    "bpf": types_pb2.LEDGER_SOURCE_BPF,
+    "proc_connector": types_pb2.LEDGER_SOURCE_PROC_CONNECTOR,
+    "none": types_pb2.LEDGER_SOURCE_NONE,
 }
 TERMINATION_REASONS: Final[dict[TerminationReason, types_pb2.TerminationReason.ValueType]] = {
     "EXITED": types_pb2.TERMINATION_REASON_EXITED,
@@ -192,6 +199,8 @@ def coverage_to_proto(coverage: Coverage) -> types_pb2.Coverage:
         covered=coverage.covered,
         events=coverage.events,
         lost=coverage.lost,
+        ledger=LEDGER_SOURCES[coverage.ledger],
+        classes_off=coverage.classes_off,
     )
 
 

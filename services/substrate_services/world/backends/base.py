@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from substrate_services.journal.schema import LedgerSource
+
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
@@ -80,7 +82,6 @@ class Symlink:
     points_to: bytes
 
 
-LedgerSource = Literal["bpf", "proc_connector", "none"]
 MountOp = Overlay | Bind | Tmpfs | MaskFile | MaskDir | Grab | Place | Symlink
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from substrate_services.journal.schema import LedgerSource
 from substrate_services.world.backends.base import (
     BackendCapabilities,
     BackendError,
     BackendUnavailable,
     Box,
     BoxSpec,
-    LedgerSource,
 )
 from substrate_services.world.backends.launcher_client import (
     LauncherClient,
