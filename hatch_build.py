@@ -65,7 +65,8 @@ COMPILE_FLAGS = (
     f"-ffile-prefix-map={ROOT}=.",
 )
 #: Shared objects: nothing may be left for the loader to resolve lazily inside somebody's program.
-SHARED_FLAGS = ("-shared", "-fPIC", "-Wl,-z,relro", "-Wl,-z,now")
+#: No RELRO, and one hash table: see native/preload/preload.ld.
+SHARED_FLAGS = ("-shared", "-fPIC", "-Wl,-z,norelro", "-Wl,-z,now", "-Wl,--hash-style=gnu")
 
 
 class BuildError(Exception):
@@ -369,6 +370,10 @@ def _compile(component: Component, arch: str) -> bool:
         chosen = _exports(component, exports)
         headers.append(chosen)
         flags.append(f"-Wl,--version-script={chosen.relative_to(ROOT)}")
+    layout = directory / f"{component.directory}.ld"
+    if component.shared and layout.exists():
+        headers.append(layout)
+        flags += ["-T", str(layout.relative_to(ROOT))]
     version = _installed_version("ziglang") or "cc"
     needs_nothing = component.shared and component.libc == "musl"
     digest = _digest([*sources, *headers], *compiler[1:], *flags, version, str(needs_nothing))

@@ -24,6 +24,10 @@
 #include "record.h"
 #include "system.h"
 
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
 /* After this many lost events, look again whether there is room for a segment. */
 #define RETRY_EVERY 512u
 #define EXEC_NUMBER_MAX 512u
@@ -39,7 +43,7 @@ int sub_quiet;
 static struct sub_identity image; /* the last image that ran in this memory */
 static uint32_t generations;
 static pthread_key_t thread_key;
-static bool have_thread_key;
+static enum { KEY_NONE, KEY_COMING, KEY_THERE, KEY_REFUSED } thread_key_state;
 static int (*set_thread_value)(pthread_key_t, const void *);
 
 /* --- segments --------------------------------------------------------------------------------- */
@@ -127,19 +131,29 @@ static bool adopt_chain(struct sub_thread *self) {
     return false;
 }
 
-static void watch_thread_end(const struct sub_thread *self) {
-    if (have_thread_key && self->tid != sub_process->self.pid)
-        set_thread_value(thread_key, &sub_self);
-}
-
-void sub_make_thread_key(void) {
+/* On the first event of the first thread that is not the main one: most programs have none. */
+static bool make_thread_key(void) {
     /* By name: before glibc 2.34 it lives in libpthread, which a program may do without. */
     int (*create)(pthread_key_t *, void (*)(void *)) = NULL;
     *(void **)&create = sub_find_function("pthread_key_create");
     *(void **)&set_thread_value = sub_find_function("pthread_setspecific");
     if (create == NULL || set_thread_value == NULL || create(&thread_key, thread_ended) != 0)
+        return false;
+    return thread_key < 32; /* glibc allocates memory for the values of later keys */
+}
+
+static void watch_thread_end(const struct sub_thread *self) {
+    if (self->tid == sub_process->self.pid)
         return;
-    have_thread_key = thread_key < 32; /* glibc allocates memory for the values of later keys */
+    __typeof__(thread_key_state) state = KEY_NONE;
+    /* Threads that come while another is at it are not watched: their chains just end. */
+    if (__atomic_compare_exchange_n(&thread_key_state, &state, KEY_COMING, false, __ATOMIC_ACQUIRE,
+                                    __ATOMIC_ACQUIRE)) {
+        state = make_thread_key() ? KEY_THERE : KEY_REFUSED;
+        __atomic_store_n(&thread_key_state, state, __ATOMIC_RELEASE);
+    }
+    if (state == KEY_THERE)
+        set_thread_value(thread_key, &sub_self);
 }
 
 /* --- the slow way ----------------------------------------------------------------------------- */
@@ -296,6 +310,22 @@ uint32_t sub_vfork_child(void) {
     if (sub_self.check == 1)
         sub_self.check = 0; /* the child has gone its way, or this thread would not run */
     return 0;
+}
+
+/*
+ * The page that a forked child finds empty. A flag that no neighbour has (MAP_NORESERVE) keeps it
+ * out of the mapping next to it, from which madvise would have to part it again: that costs more
+ * than all the rest of this. Before Linux 4.14 there is no such advice; then the hooks of fork tell
+ * the child: sub_forked_child.
+ */
+bool sub_make_process_page(void) {
+    long page = SYS6(SYS_mmap, 0, sizeof(struct sub_process), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (page < 0 && page > -4096)
+        return false;
+    SYS3(SYS_madvise, page, sizeof(struct sub_process), MADV_WIPEONFORK);
+    sub_process = (struct sub_process *)page;
+    return true;
 }
 
 /* The segment and the hello of a fresh image; the calling thread is its first. */

@@ -5,6 +5,7 @@
 #ifndef SUBSTRATE_PRELOAD_PROCESS_H
 #define SUBSTRATE_PRELOAD_PROCESS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,7 +36,7 @@ uint64_t sub_segment_size(uint32_t index, uint32_t length);
 void sub_identify(struct sub_identity *self, const struct sub_identity *parent);
 void sub_write_exec_hello(uint32_t umask);
 void sub_write_forked_hello(uint32_t umask, const struct sub_identity *parent);
-void sub_make_thread_key(void);
+bool sub_make_process_page(void);
 void sub_start_first_image(void);
 
 void sub_find_clock(void);

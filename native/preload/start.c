@@ -7,16 +7,11 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "process.h"
 #include "record.h"
 #include "system.h"
-
-#ifndef MADV_WIPEONFORK
-#define MADV_WIPEONFORK 18
-#endif
 
 uint32_t sub_classes = SUB_CLASS_ALL;
 char sub_directory_variable[sizeof(SUB_SEGMENT_VARIABLE) + SUB_DIRECTORY_MAX];
@@ -115,16 +110,11 @@ void sub_start(void) {
         return;
     }
     sub_find_clock();
-    long page = SYS6(SYS_mmap, 0, sizeof(struct sub_process), PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (page < 0 && page > -4096) {
+    if (!sub_make_process_page()) {
         sub_mode = SUB_OFF;
         return;
     }
-    SYS3(SYS_madvise, page, sizeof(struct sub_process), MADV_WIPEONFORK);
-    sub_process = (struct sub_process *)page;
     find_arguments();
-    sub_make_thread_key();
     sub_mode = SUB_ON;
     sub_start_first_image();
     sub_record_libraries(true);

@@ -26,6 +26,9 @@ SEGMENT_DIRECTORY = "/run/substrate/seg"
 #: Environment variable that names another directory (SUB_SEGMENT_VARIABLE).
 SEGMENT_VARIABLE = "SUBSTRATE_SEGMENTS"
 
+#: Bits of ``start_ticks`` that say that it is a pidfd's inode, or a clock's time.
+_NOT_TICKS = 1 << 62 | 1 << 63
+
 _NAME = re.compile(r"(\d{1,10})-(\d{1,20})-(\d{1,10})-(\d{1,10})-(\d{1,10})")
 
 
@@ -34,7 +37,7 @@ class SegmentName:
     """What a segment's name says: whose it is, and its place in that image's chains."""
 
     pid: int  # in the world's pid namespace
-    start_ticks: int  # field 22 of /proc/<pid>/stat
+    start_ticks: int  # as in struct sub_identity: what tells processes of one pid apart
     exec_no: int
     chain: int
     index: int
@@ -86,6 +89,10 @@ def remove_segments(segments_fd: int, names: Iterable[str]) -> int:
 def remove_dead_segments(segments_fd: int, proc_fd: int) -> int:
     """Remove the segments of processes that no longer exist, however they ended.
 
+    Where the kernel numbers pidfds (6.9), a segment's name holds such a number, which nothing in
+    /proc shows. There a segment is kept for as long as its pid is anybody's: until that process,
+    which is rarely another, ends as well.
+
     Args:
         segments_fd: descriptor of the segment directory.
         proc_fd: descriptor of a /proc of the world's pid namespace.
@@ -108,6 +115,9 @@ def _is_alive(name: SegmentName, proc_fd: int) -> bool:
         return False
     except OSError:
         return True  # hidden from us: not known to be dead
+    if name.start_ticks & _NOT_TICKS:
+        os.close(fd)
+        return True
     try:
         stat = os.read(fd, 4096)
     except ProcessLookupError:
