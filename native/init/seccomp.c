@@ -4,8 +4,8 @@
  * are listed; of the others those the table knows the range of answer EPERM, later ones ENOSYS, so
  * that programs built for newer kernels fall back.
  *
- * Foreign architectures (i386, x32 on x86_64; arm on aarch64) have their own numbers and would need
- * tables of their own: programs of them are killed with SIGSYS.
+ * Programs of i386 on x86_64 have numbers of their own, and so a table (seccomp_i386.h). Those of
+ * other foreign architectures (arm on aarch64) are killed with SIGSYS; x32 finds no call it knows.
  */
 #include "init.h"
 
@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 
 #if defined(__x86_64__)
+#include "seccomp_i386.h"
 #define ARCHITECTURE AUDIT_ARCH_X86_64
 #elif defined(__aarch64__)
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
@@ -341,7 +342,45 @@ static const uint16_t ALLOWED[] = {
 #define AF_VSOCK_NUMBER 40
 #define AF_ALG_NUMBER 38
 
-#define INSTRUCTIONS_MAX 1024
+/* An architecture's calls: those allowed, and the numbers of those whose arguments decide. */
+struct table {
+    const uint16_t *allowed;
+    size_t count;
+    uint32_t clone, socket, personality, prlimit64, setuid, setfsuid, setreuid, setresuid;
+};
+#define ALLOWED_MAX 512
+
+static const struct table NATIVE = {
+    .allowed = ALLOWED,
+    .count = sizeof ALLOWED / sizeof ALLOWED[0],
+    .clone = SYS_clone,
+    .socket = SYS_socket,
+    .personality = SYS_personality,
+    .prlimit64 = SYS_prlimit64,
+    .setuid = SYS_setuid,
+    .setfsuid = SYS_setfsuid,
+    .setreuid = SYS_setreuid,
+    .setresuid = SYS_setresuid,
+};
+_Static_assert(sizeof ALLOWED / sizeof ALLOWED[0] <= ALLOWED_MAX, "see seccomp_prepare");
+
+#if defined(__x86_64__)
+static const struct table I386 = {
+    .allowed = I386_ALLOWED,
+    .count = sizeof I386_ALLOWED / sizeof I386_ALLOWED[0],
+    .clone = I386_clone,
+    .socket = I386_socket,
+    .personality = I386_personality,
+    .prlimit64 = I386_prlimit64,
+    .setuid = I386_setuid32,
+    .setfsuid = I386_setfsuid32,
+    .setreuid = I386_setreuid32,
+    .setresuid = I386_setresuid32,
+};
+_Static_assert(sizeof I386_ALLOWED / sizeof I386_ALLOWED[0] <= ALLOWED_MAX, "see seccomp_prepare");
+#endif
+
+#define INSTRUCTIONS_MAX 2048
 static struct sock_filter program[INSTRUCTIONS_MAX];
 static uint16_t length;
 
@@ -377,29 +416,29 @@ static void emit_refusal(uint32_t call, uint8_t arguments, uint32_t value, uint3
  * one's limits, and a small RLIMIT_FSIZE of init cuts every output log; so nobody may name it, nor
  * take its id, which root of the box otherwise could.
  */
-static void emit_recorder(void) {
-    emit_refusal(SYS_prlimit64, 1, 1, REFUSE(EPERM));
+static void emit_recorder(const struct table *table) {
+    emit_refusal(table->prlimit64, 1, 1, REFUSE(EPERM));
     if (self.single_id)
         return; /* there its id is everybody's */
-    emit_refusal(SYS_setuid, 1, (uint32_t)getuid(), REFUSE(EINVAL));
-    emit_refusal(SYS_setfsuid, 1, (uint32_t)getuid(), REFUSE(EINVAL));
-    emit_refusal(SYS_setreuid, 2, (uint32_t)getuid(), REFUSE(EINVAL));
-    emit_refusal(SYS_setresuid, 3, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(table->setuid, 1, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(table->setfsuid, 1, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(table->setreuid, 2, (uint32_t)getuid(), REFUSE(EINVAL));
+    emit_refusal(table->setresuid, 3, (uint32_t)getuid(), REFUSE(EINVAL));
 }
 
 /* Calls whose arguments decide. The accumulator holds the call's number. */
-static void emit_conditional(void) {
+static void emit_conditional(const struct table *table) {
     static const uint32_t personalities[] = {0, 8, 0x20000, 0x20008, 0xffffffff};
     emit(BPF_JMP | BPF_JEQ | BPF_K, 435 /* clone3 */, 0, 1);
     answer(REFUSE(ENOSYS)); /* its flags are behind a pointer; libc falls back to clone */
 
-    emit(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 4);
+    emit(BPF_JMP | BPF_JEQ | BPF_K, table->clone, 0, 4);
     load(ARGUMENT(0));
     emit(BPF_JMP | BPF_JSET | BPF_K, NAMESPACE_FLAGS, 0, 1);
     answer(REFUSE(EPERM));
     answer(SECCOMP_RET_ALLOW);
 
-    emit(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 5);
+    emit(BPF_JMP | BPF_JEQ | BPF_K, table->socket, 0, 5);
     load(ARGUMENT(0));
     emit(BPF_JMP | BPF_JEQ | BPF_K, AF_VSOCK_NUMBER, 1, 0);
     emit(BPF_JMP | BPF_JEQ | BPF_K, AF_ALG_NUMBER, 0, 1);
@@ -407,7 +446,7 @@ static void emit_conditional(void) {
     answer(SECCOMP_RET_ALLOW);
 
     uint8_t count = sizeof personalities / sizeof personalities[0];
-    emit(BPF_JMP | BPF_JEQ | BPF_K, SYS_personality, 0, (uint8_t)(count + 3));
+    emit(BPF_JMP | BPF_JEQ | BPF_K, table->personality, 0, (uint8_t)(count + 3));
     load(ARGUMENT(0));
     for (uint8_t i = 0; i < count; i++)
         emit(BPF_JMP | BPF_JEQ | BPF_K, personalities[i], (uint8_t)(count - i), 0);
@@ -440,11 +479,12 @@ static void emit_search(const struct range *ranges, size_t count) {
     emit_search(ranges + half, count - half);
 }
 
-void seccomp_prepare(void) {
-    static uint16_t sorted[sizeof ALLOWED / sizeof ALLOWED[0]];
-    static struct range ranges[2 * sizeof ALLOWED / sizeof ALLOWED[0] + 3];
-    size_t count = 0, numbers = sizeof sorted / sizeof sorted[0];
-    memcpy(sorted, ALLOWED, sizeof ALLOWED);
+/* The answers to one architecture's calls; every path of it ends in an answer. */
+static void emit_calls(const struct table *table) {
+    static uint16_t sorted[ALLOWED_MAX];
+    static struct range ranges[2 * ALLOWED_MAX + 3];
+    size_t count = 0, numbers = table->count;
+    memcpy(sorted, table->allowed, numbers * sizeof sorted[0]);
     qsort(sorted, numbers, sizeof sorted[0], compare);
     ranges[count++] = (struct range){0, REFUSE(EPERM)};
     for (size_t i = 0; i < numbers; i++) {
@@ -462,13 +502,27 @@ void seccomp_prepare(void) {
         ranges[count++] = (struct range){end, REFUSE(EPERM)};
     ranges[count++] = (struct range){LAST_KNOWN + 1, REFUSE(ENOSYS)};
 
-    load(offsetof(struct seccomp_data, arch));
-    emit(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
-    answer(SECCOMP_RET_KILL_PROCESS);
     load(offsetof(struct seccomp_data, nr)); /* x32 numbers are above LAST_KNOWN: ENOSYS */
-    emit_recorder();
-    emit_conditional();
+    emit_recorder(table);
+    emit_conditional(table);
     emit_search(ranges, count);
+}
+
+void seccomp_prepare(void) {
+    load(offsetof(struct seccomp_data, arch));
+    uint16_t jump = length;
+    emit(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
+    emit(BPF_JMP | BPF_JA, 0, 0, 0); /* conditional jumps reach 255 only */
+    uint16_t first = length;
+    emit_calls(&NATIVE);
+    program[jump + 1].k = (uint32_t)(length - first);
+#if defined(__x86_64__)
+    emit(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_I386, 1, 0);
+    answer(SECCOMP_RET_KILL_PROCESS);
+    emit_calls(&I386);
+#else
+    answer(SECCOMP_RET_KILL_PROCESS);
+#endif
 }
 
 int seccomp_apply(void) {

@@ -26,6 +26,12 @@ from substrate_services.world.backends.base import (
     Tmpfs,
 )
 from substrate_services.world.base_mounts import BaseMount, is_below, mount_points
+from substrate_services.world.injection import (
+    PLATFORM_DIR,
+    PRELOAD_DIR,
+    Injection,
+    lay_out_platforms,
+)
 from substrate_services.world.layers import Layer
 from substrate_services.world.profile import (
     HOME_GIT_CONFIG,
@@ -38,8 +44,6 @@ from substrate_services.world.project import Project
 
 TMP = b"/tmp"
 RUNTIME = b"/run"
-PRELOAD_DIR = b"/run/substrate/lib"
-PRELOAD_LIBRARY = PRELOAD_DIR + b"/libsubstrate_preload.so"
 SEGMENTS = b"/run/substrate/seg"
 _OWN_ROOTS = (b"/proc", b"/sys", b"/dev", RUNTIME)
 
@@ -77,6 +81,7 @@ class LayoutRequest:
         per_directory: overlay each top-level directory by itself (rootless).
         id_mapped: layers are mounted with mapped ids, which not every file system can.
         preload_dir: host directory with the telemetry library.
+        injection: how programs come to load it.
     """
 
     directory: Path
@@ -87,6 +92,7 @@ class LayoutRequest:
     base: tuple[BaseMount, ...]
     per_directory: bool
     preload_dir: bytes
+    injection: Injection
     id_mapped: bool = False
 
 
@@ -226,19 +232,20 @@ class _Builder:
         self._ops.append(Bind(b"/etc/ld.so.preload", os.fsencode(fixture / "ld.so.preload")))
 
     def _write_ld_preload(self, etc: Path) -> None:
-        """The loader reads /etc/ld.so.preload in every dynamic program (ld.so(8)).
+        """The loader of glibc reads /etc/ld.so.preload in every dynamic program (ld.so(8)).
 
         It goes into the upper layer before that is mounted, so the first walk of the layer has
         it and no step is charged with it. A lower layer of its own would be tidier, but the
         kernel refuses lower layers that lie in one another (ELOOP), and / holds them all.
         """
+        entry = self._request.injection.preload_file
         etc.mkdir(exist_ok=True)
         try:
             existing = Path("/etc/ld.so.preload").read_bytes()
         except OSError:
             existing = b""
         file = etc / "ld.so.preload"
-        file.write_bytes(PRELOAD_LIBRARY + b"\n" + existing)
+        file.write_bytes((entry + b"\n" if entry else b"") + existing)
         file.chmod(0o644)
         _copy_attributes(b"/etc", etc)
 
@@ -248,6 +255,9 @@ class _Builder:
         self._ops += [Grab(f"shown-{index}", path) for index, path in enumerate(self._shown)]
         self._ops.append(Tmpfs(RUNTIME, size_bytes=16 << 20))
         self._ops.append(Bind(PRELOAD_DIR, self._request.preload_dir))
+        platforms = self._fixtures / "abi"
+        lay_out_platforms(platforms)
+        self._ops.append(Bind(PLATFORM_DIR, os.fsencode(platforms)))
         skeletons = {
             TMP: self._skeleton("tmp", mode=0o1777),
             self._home: self._skeleton("home", mode=0o700),
