@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from benchmarks.truth.libc import ENTRY_POINTS, libc_itself
+from benchmarks.truth.libc import ENTRY_POINTS, libc_itself, may_be_search
 from benchmarks.truth.lineage import Lineage, Program
+from benchmarks.truth.looks import Looks
 from benchmarks.truth.operations import MEASURED, Image, Occurrence, OpClass, Operation
 from benchmarks.truth.recorded import Recorded
 from benchmarks.truth.traced import TracedCall
@@ -54,8 +55,7 @@ class Comparison:
         own: calls of the library, which are no part of the workload.
         unreturned: calls that did not come back.
         uncovered: (program, reason) → processes and operations.
-        files: pairs of process and path that were looked at by stat, access, readlink and the like.
-        looks: how often, all in all.
+        looks: what was looked at by stat, access, readlink and the like.
     """
 
     classes: dict[OpClass, Count] = field(
@@ -71,9 +71,7 @@ class Comparison:
     uncovered: dict[tuple[str, str], Counter[str]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
-    files: Count = field(default_factory=Count)
-    looks: Count = field(default_factory=Count)
-    unseen_files: list[tuple[Image, bytes]] = field(default_factory=list)
+    looks: Looks = field(default_factory=Looks)
     processes: int = 0
     not_understood: int = 0
 
@@ -85,12 +83,15 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
     by_image: dict[Image, list[TracedCall]] = defaultdict(list)
     looked_at: dict[Image, list[TracedCall]] = defaultdict(list)
     loaded: dict[int, set[bytes]] = defaultdict(set)
+    searched: dict[int, set[bytes]] = defaultdict(set)
     for call in calls:
         if call.own:
             result.own += 1
             continue
         if call.mapped:
             loaded[call.image.pid].add(posixpath.basename(call.at.operation.path))
+        if may_be_search(call):
+            searched[call.image.pid].add(posixpath.dirname(call.at.operation.path))
         if reasons.of(call):
             continue
         if call.at.operation.op_class is OpClass.STAT:
@@ -104,21 +105,10 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
     for image in {**by_image, **recorded.operations}:
         matching = _Matching(by_image.get(image, []), recorded, image, result)
         matching.run(frozenset(loaded[image.pid]))
-    _compare_looks(looked_at, recorded, result)
+    for image, looks in looked_at.items():
+        result.looks.compare(image, looks, recorded.looked_at, searched[image.pid])
     result.processes = len(lineage.processes)
     return result
-
-
-def _compare_looks(
-    looked_at: dict[Image, list[TracedCall]], recorded: Recorded, result: Comparison
-) -> None:
-    for image, calls in looked_at.items():
-        for path, count in Counter(call.at.operation.path for call in calls).items():
-            captured = min(count, recorded.looked_at.get((image, path), 0))
-            result.files.add(Count(1, captured > 0))
-            result.looks.add(Count(count, captured))
-            if captured == 0:
-                result.unseen_files.append((image, path))
 
 
 class _Reasons:

@@ -70,6 +70,29 @@ def libc_itself(call: TracedCall, loaded: frozenset[bytes]) -> str:
     return ""
 
 
+def libc_looks(path: bytes, *, nss: bool) -> str:
+    """The name of the rule by which libc looks at a path by itself; empty when there is none.
+
+    Args:
+        path: that nothing was recorded of, or not as often as strace saw it.
+        nss: the process looked at NSS's configuration, of which the root directory is a part: it
+            tells whether the process changed its root since.
+    """
+    if path == b"/" and nss:
+        return "NSS"
+    return next((name for name, pattern in _PATHS if pattern.search(path)), "")
+
+
+def may_be_search(call: TracedCall) -> bool:
+    """Whether the call looked for a library in vain, as the loader does in one place after another."""
+    operation = call.at.operation
+    return (
+        call.flags == "O_RDONLY|O_CLOEXEC"
+        and operation.error == "ENOENT"
+        and _SHARED_OBJECT.search(operation.path) is not None
+    )
+
+
 def _is_loader(call: TracedCall, loaded: frozenset[bytes]) -> bool:
     path = call.at.operation.path
     if path in (b"/etc/ld.so.cache", b"/etc/ld.so.preload"):

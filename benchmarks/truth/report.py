@@ -80,8 +80,9 @@ def _row_json(row: Row) -> dict[str, object]:
         "surplus": len(found.surplus),
         "libc": dict(found.libc),
         "attributed": dict(found.attributed),
-        "files_looked_at": dataclasses.asdict(found.files),
-        "looks": dataclasses.asdict(found.looks),
+        "files_looked_at": _pair_json(found.looks.files),
+        "looks": _pair_json(found.looks.looks),
+        "looks_of_libc": dict(found.looks.libc),
         "library_calls": found.own,
         "unreturned": found.unreturned,
         "processes": found.processes,
@@ -92,12 +93,16 @@ def _row_json(row: Row) -> dict[str, object]:
     }
 
 
+def _pair_json(pair: Sequence[int]) -> dict[str, int]:
+    return {"truth": pair[0], "captured": pair[1]}
+
+
 def _classes_json(classes: dict[OpClass, Count], failed: Count) -> dict[str, object]:
     named = {str(op_class): count for op_class, count in classes.items()} | {"failed": failed}
     return {name: dataclasses.asdict(count) for name, count in named.items()}
 
 
-# --- tables -----------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -143,13 +148,14 @@ def _captured(rows: Sequence[Row]) -> str:
 
 def _outside(rows: Sequence[Row]) -> str:
     rules = sorted({rule for found in _compared(rows) for rule in found.libc})
-    head = ["outside the denominator", "files looked at", "looks"]
+    head = ["outside the denominator", "files looked at", "looks", "looks by libc"]
     head += [f"libc: {rule}" for rule in rules] + ["part of an entry point", "never returned"]
     lines = [
         [
             row.name,
-            _cell(row.comparison.files),
-            _cell(row.comparison.looks),
+            _cell(Count(*row.comparison.looks.files)),
+            _cell(Count(*row.comparison.looks.looks)),
+            f"{row.comparison.looks.libc.total():,}",
             *(f"{row.comparison.libc[rule]:,}" for rule in rules),
             f"{sum(row.comparison.attributed.values()):,}",
             f"{row.comparison.unreturned:,}",
@@ -174,9 +180,12 @@ def _uncovered(rows: Sequence[Row]) -> str:
 def _notes(rows: Sequence[Row]) -> str:
     found = _compared(rows)
     attributed: Counter[str] = Counter()
+    by_libc: Counter[str] = Counter()
     for comparison in found:
         attributed.update(comparison.attributed)
-    inside = ", ".join(f"{name} {count:,}" for name, count in attributed.most_common()) or "none"
+        by_libc.update(comparison.looks.libc)
+    inside = _listed(attributed)
+    looks = _listed(by_libc)
     own = sum(comparison.own for comparison in found)
     surplus = sum(len(comparison.surplus) for comparison in found)
     checked = [row for row in rows if row.operations_alone]
@@ -192,15 +201,20 @@ def _notes(rows: Sequence[Row]) -> str:
 - The library's own calls are left out ({own:,}): paths below the segment directory, and what a
   hello reads of its process just before a segment is made there.
 - Looks are stat, access, readlink and the like by path, compared as counts for each process and
-  path; what libc looks at inside one of its own functions is among the truth.
+  path. By libc: {looks}.
 - libc's own: read-only opens that no record accounts for, and that were mapped with MAP_DENYWRITE
   or are the loader's search for a library; or libc's tables of locales, gconv modules, NSS, time
   zones and facts of the system, by fixed lists of paths (benchmarks/truth/libc.py).
 - Part of an entry point: made on its thread within its recorded time, and of a kind that it is
-  known to do: {inside}.
-- Whether the library changes what strace sees: {again} ran again without it; of {alone:,}
-  operations {distorted:,} were not the same.
+  known to do:
+  {inside}.
+- Whether the library changes what strace sees: {again}
+  ran again without it; of {alone:,} operations {distorted:,} were not the same.
 - Recorded, and not seen by strace: {surplus:,}. Lines of strace not understood: {odd:,}."""
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common()) or "none"
 
 
 def _differences(rows: Sequence[Row]) -> str:
@@ -219,6 +233,10 @@ def _differences(rows: Sequence[Row]) -> str:
         parts += [
             f"- {row.name}: missing {count:,} of {what}, such as {example[what]}"
             for what, count in missing.most_common(_EXAMPLES)
+        ]
+        parts += [
+            f"- {row.name}: not seen to look at {path.decode('utf-8', 'replace')}"
+            for _, path in found.looks.unseen[:_EXAMPLES]
         ]
         parts += [
             f"- {row.name}: recorded alone {count:,} of {what}"
