@@ -15,7 +15,7 @@ NATIVE_FILES = $(shell find native -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
 LAST_RELEASE = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint check bench bench-truth fmt wheels clean
+.PHONY: help setup build demo test lint check bench bench-truth fuzz fmt wheels clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ bench: build ## benchmarks: ratios against peers, in one run
 bench-truth: build ## what the recorder captures next to strace, over real workloads
 	$(SAY) 'bench-truth'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench truth
+
+fuzz: ## libFuzzer on the decoder, under ASan and UBSan, for FUZZ_SECONDS (300)
+	$(SAY) 'fuzz'
+	@native/fuzz/run
 
 fmt: $(STAMP) ## format everything
 	@$(BIN)/ruff check --quiet --fix-only .

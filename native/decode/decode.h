@@ -134,7 +134,10 @@ struct reader {
     bool corrupt;
 };
 
+#ifndef READER_BYTES /* the fuzzer wants little, and to read often */
 #define READER_BYTES (128u << 10)
+#endif
+_Static_assert(READER_BYTES >= SUB_RECORD_MAX + sizeof(struct sub_record), "a record must fit");
 
 void reader_open(struct reader *reader, const struct segments *segments, int directory,
                  uint32_t first, uint32_t end);

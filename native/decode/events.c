@@ -359,7 +359,7 @@ void write_events(struct images *images, struct segments *segments, const struct
     writer->exec = allocate(SUB_RECORD_MAX + sizeof(*writer->exec));
     json_literal(&writer->suffix, ",\"world_id\":");
     json_bytes(&writer->suffix, options->world, strlen(options->world));
-    buffer_reserve(&writer->out, FLUSH_BYTES + (1u << 19));
+    buffer_reserve(&writer->out, FLUSH_BYTES + FLUSH_BYTES / 2);
 
     uint32_t count;
     uint32_t *order = images_in_order(images, &count);

@@ -54,7 +54,7 @@ static void write_open_flags(struct buffer *out, int flags) {
 }
 
 void write_argv(struct buffer *out, struct slice argv) {
-    const char *at = argv.bytes, *end = argv.bytes + argv.length;
+    const char *at = argv.bytes, *end = argv.length != 0 ? argv.bytes + argv.length : at;
     json_literal(out, "[");
     for (bool first = true; at < end; first = false) {
         const char *zero = memchr(at, 0, (size_t)(end - at));

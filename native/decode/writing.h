@@ -6,7 +6,9 @@
 
 #include "decode.h"
 
+#ifndef FLUSH_BYTES
 #define FLUSH_BYTES (1u << 20)
+#endif
 #define ACTION_KEYS 64u
 
 /* File actions that were asked for and wait for their posix_spawn. */

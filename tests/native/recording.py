@@ -96,10 +96,13 @@ def decode(
     max_events: int = 256,
     offsets: ClockOffsets | None = None,
     limits: DecodeLimits | None = None,
+    ledger: Path | None = None,
+    classes: int | None = None,
 ) -> tuple[DecodeSummary, list[Event]]:
     """Decode a directory of segments; every line must be one JSON object."""
     chunks: list[bytes] = []
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    ledger_fd = os.open(ledger, os.O_RDONLY) if ledger is not None else None
     try:
         summary = asyncio.run(
             decode_segments(
@@ -112,10 +115,14 @@ def decode(
                 max_events=max_events,
                 offsets=offsets,
                 limits=limits,
+                ledger_fd=ledger_fd,
+                classes=classes,
             )
         )
     finally:
         os.close(fd)
+        if ledger_fd is not None:
+            os.close(ledger_fd)
     return summary, [json.loads(line) for line in b"".join(chunks).splitlines()]
 
 

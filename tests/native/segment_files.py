@@ -5,20 +5,38 @@ The layout is that of native/include/events.h; a change there shows here as fail
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HEADER = struct.Struct("<QHHIQ QQiI IIQII Q 160x")
+HEADER = struct.Struct("<QHHIQ QQiI IIQII Q I 156x")
 RECORD = struct.Struct("<IHHQQqIIiI4i")
 FIELD = struct.Struct("<HHI")
 HELLO = struct.Struct("<QQiI iIQQII")
 MAGIC = 0x3147455342555353
 
 HELLO_TYPE, FORK, EXEC, SPAWN, EXIT, WAIT, OPEN, MUTATE = 1, 2, 4, 6, 8, 9, 10, 11
-PATH, CWD, ARGV, EXE, HELLO_TAG = 1, 5, 6, 7, 10
-OP_FORK, OP_OPEN, OP_UNLINK, OP_EXECVE, OP_SPAWN = 22, 40, 79, 1, 10
+CONNECT, CHDIR, BIND, LISTEN, ACCEPT, THREAD, LOAD, DUP = 12, 14, 15, 16, 17, 18, 19, 20
+STAT, TRANSFER, SOURCES = 21, 22, 23
+PATH, PATH2, DIRECTORY, CWD, ARGV, EXE, HELLO_TAG, ADDRESS = 1, 2, 3, 5, 6, 7, 10, 11
+KEY, DIRECTORY_ID, LIBRARIES, STAT_COUNTS, TRANSFER_COUNTS, SOURCE_COUNTS = 15, 16, 18, 19, 20, 21
+UNNAMED = 16  # a flag of records
+CONTINUED = 1  # a state of segments
+ALL_CLASSES = 127
 AT_FDCWD = -100
+
+
+def _operations() -> dict[str, int]:
+    """Numbers of the operations, read from events.h."""
+    header = Path(__file__).resolve().parents[2] / "native" / "include" / "events.h"
+    names = re.findall(r"^    X\((\w+)\)", header.read_text(), re.MULTILINE)
+    return {name: number for number, name in enumerate(names)}
+
+
+OPERATIONS = _operations()
+OP_FORK, OP_OPEN, OP_UNLINK = OPERATIONS["fork"], OPERATIONS["open"], OPERATIONS["unlink"]
+OP_EXECVE, OP_SPAWN = OPERATIONS["execve"], OPERATIONS["posix_spawn"]
 
 
 def text(tag: int, value: bytes) -> bytes:
@@ -59,6 +77,8 @@ class Segment:
     records: list[bytes] = field(default_factory=list)
     state: int = 0
     lost: int = 0
+    first_sequence: int = 0
+    classes_off: int = 0
 
     def hello(
         self,
@@ -67,10 +87,11 @@ class Segment:
         ppid: int = 1,
         cwd: bytes = b"/work",
         parent: tuple[int, int, int, int] = (0, 0, 0, 0),
+        exe: bytes = b"/bin/prog",
     ) -> Segment:
         """Add the first record; ``parent`` is (namespace, start, pid, exec number)."""
         body = HELLO.pack(*parent, ppid, 0o22, 2_000_000_000_000_000_000, self.created, 0, 1)
-        fields = text(HELLO_TAG, body) + text(CWD, cwd) + text(ARGV, argv) + text(EXE, b"/bin/prog")
+        fields = text(HELLO_TAG, body) + text(CWD, cwd) + text(ARGV, argv) + text(EXE, exe)
         self.records.append(record(HELLO_TYPE, 0, at=self.created, fields=fields, tid=self.pid))
         return self
 
@@ -92,6 +113,32 @@ class Segment:
         )
         return self
 
+    def call(
+        self,
+        kind: int,
+        op: str,
+        *fields: tuple[int, bytes],
+        at: int = 0,
+        result: int = 0,
+        error: int = 0,
+        flags: int = 0,
+        arg: tuple[int, int, int, int] = (AT_FDCWD, 0, 0, AT_FDCWD),
+    ) -> Segment:
+        """Add any record, with its operation by name."""
+        return self.add(
+            record(
+                kind,
+                OPERATIONS[op],
+                at=at or self.created + 100 * (len(self.records) + 1),
+                fields=b"".join(text(tag, value) for tag, value in fields),
+                result=result,
+                error=error,
+                tid=self.pid,
+                flags=flags,
+                arg=arg,
+            )
+        )
+
     def add(self, data: bytes) -> Segment:
         """Add bytes as they are."""
         self.records.append(data)
@@ -104,10 +151,17 @@ class Segment:
 
     def data(self, size: int = 8192) -> bytes:
         """The file's content, padded with zeros."""
-        body = b"".join(self.records)
+        # The writer's count of its claims, which it goes on with in the next segment.
+        body = b"".join(
+            data[:32] + struct.pack("<I", self.first_sequence + number) + data[36:]
+            if len(data) >= RECORD.size
+            else data
+            for number, data in enumerate(self.records)
+        )
         head = HEADER.pack(
             MAGIC, 1, HEADER.size, 0, size, self.namespace, self.start, self.pid, self.exec_number,
-            self.chain, self.index, self.created, 0, self.state, self.lost,
+            self.chain, self.index, self.created, self.first_sequence, self.state, self.lost,
+            self.classes_off,
         )  # fmt: skip
         return (head + body).ljust(size, b"\0")
 

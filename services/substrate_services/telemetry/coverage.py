@@ -98,6 +98,7 @@ def _short_of_full(processes: tuple[Process, ...], open_program: ProgramOpener |
 
 def _losses(summary: DecodeSummary) -> list[str]:
     ledger = summary.ledger
+    forged = f"segments ({ledger.forged_events} records) speak of others than made them: left out"
     losses = (
         (summary.lost, "events lost: no room for segments, or removed with theirs"),
         (summary.torn, "records were cut off by the end of their process"),
@@ -111,11 +112,7 @@ def _losses(summary: DecodeSummary) -> list[str]:
             ledger.unknown_processes,
             "processes that segments speak of are not known to the kernel: left out",
         ),
-        (
-            ledger.forged_segments,
-            "segments were not made by the process that they speak of: left out, "
-            + f"with {ledger.forged_events} records",
-        ),
+        (ledger.forged_segments, forged),
         (ledger.late_segments, "segments came after the kernel's ledger was read"),
     )
     reasons = [f"{count} {text}" for count, text in losses if count]
