@@ -38,6 +38,7 @@ from substrate_services.world.execs import Execs
 from substrate_services.world.looks import Looks
 from substrate_services.world.observing import SegmentTelemetry
 from substrate_services.world.recording import Recorder
+from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.server import WorldServicer
 from substrate_services.world.worlds import DEFAULT_IDLE_TIMEOUT_S, World, Worlds
 
@@ -122,7 +123,7 @@ class Host:
             recorder = Recorder(
                 store=store,
                 journal=journal,
-                telemetry=SegmentTelemetry(store),
+                telemetry=SegmentTelemetry(store, backend.sync_ledger),
                 projection=projection,
             )
             execs = Execs(
@@ -136,11 +137,12 @@ class Host:
             stack.push_async_callback(execs.drain)
             looks = Looks()
             worlds.listeners += [execs, looks]
+            rollbacks = Rollbacks(worlds=worlds, execs=execs, reader=reader)
             availability = Availability(backend)
             replays = Replays(Runner(engine=LocalEngine(channel), reader=reader, store=store))
             stack.push_async_callback(replays.close)
             agent = AgentServicer(Sessions(journal), reader, channel)
-            await self._recover(backend, worlds, execs, agent)
+            await self._recover(backend, worlds, rollbacks, execs, agent)
             server = await build_server(
                 [
                     agent,
@@ -150,6 +152,7 @@ class Host:
                         worlds=worlds,
                         execs=execs,
                         looks=looks,
+                        rollbacks=rollbacks,
                         reader=reader,
                         store=store,
                         version=config.version,
@@ -167,7 +170,12 @@ class Host:
             await self._serve(worlds, execs, replays)
 
     async def _recover(
-        self, backend: NativeBackend, worlds: Worlds, execs: Execs, agent: AgentServicer
+        self,
+        backend: NativeBackend,
+        worlds: Worlds,
+        rollbacks: Rollbacks,
+        execs: Execs,
+        agent: AgentServicer,
     ) -> None:
         """Take over what an earlier host process left, before anybody can ask for it."""
         await agent.load()
@@ -177,6 +185,7 @@ class Host:
             log.warning("worlds cannot be made here: %s; %s", error, error.fix)
             return
         found = await worlds.recover()
+        await rollbacks.recover(found)
         await execs.recover(found)
         await execs.drain()
         for world in found:

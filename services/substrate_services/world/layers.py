@@ -38,6 +38,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SYS_OPENAT2 = 437  # on every architecture
 # RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS, _NO_XDEV of linux/openat2.h
 _RESOLVE_BENEATH_AND_NO_LINKS = 0x08 | 0x04 | 0x02 | 0x01
+# RESOLVE_IN_ROOT, _NO_MAGICLINKS
+_RESOLVE_IN_ROOT_AND_NO_MAGIC = 0x10 | 0x02
 _ATTEMPTS = 3
 _openat2 = ctypes.CDLL(None, use_errno=True).syscall
 _openat2.argtypes = (
@@ -384,7 +386,20 @@ def open_beneath(root_fd: int, relative: bytes, flags: int) -> int:
     Raises:
         OSError: ELOOP for a link on the way, EXDEV for a way out.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH_AND_NO_LINKS)
+    return _open_how(root_fd, relative, flags, _RESOLVE_BENEATH_AND_NO_LINKS)
+
+
+def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
+    """Open a path as it leads from a root directory, following links inside that root only.
+
+    Raises:
+        OSError: there is no such path; ELOOP for links of /proc, which lead anywhere.
+    """
+    return _open_how(root_fd, path, flags, _RESOLVE_IN_ROOT_AND_NO_MAGIC)
+
+
+def _open_how(root_fd: int, relative: bytes, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     fd = int(_openat2(_SYS_OPENAT2, root_fd, relative, ctypes.byref(how), ctypes.sizeof(how)))
     if fd < 0:
         code = ctypes.get_errno()

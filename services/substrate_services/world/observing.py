@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from substrate_services.journal.codec import SpanStart
 from substrate_services.journal.jsontypes import JsonObject
-from substrate_services.journal.schema import Coverage
+from substrate_services.journal.schema import Coverage, LedgerSource
 from substrate_services.objects.store import ObjectStore
 from substrate_services.telemetry.coverage import RootProcess, coverage_of
 from substrate_services.telemetry.decode import (
@@ -19,12 +21,14 @@ from substrate_services.telemetry.decode import (
     decode_segments,
 )
 from substrate_services.telemetry.segments import remove_dead_segments, remove_segments
-from substrate_services.world.backends.base import Box
+from substrate_services.world.backends.base import BackendError, Box
 from substrate_services.world.ended import Ended
 from substrate_services.world.layers import LowerView
 from substrate_services.world.layout import Layout, layer_of
 from substrate_services.world.recording import INLINE_EVENTS, EventSink, StepTelemetry
 from substrate_services.world.worlds import World
+
+log = logging.getLogger(__name__)
 
 # The decision and the start lie between the two clocks' readings; a pid is not used again so soon.
 _START_SLACK_NS = 1_000_000_000
@@ -35,10 +39,14 @@ class SegmentTelemetry:
 
     Args:
         store: where all events of a step go.
+        sync_ledger: brings a world's ledger up to date (:class:`Backend`).
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(
+        self, store: ObjectStore, sync_ledger: Callable[[str, int], Awaitable[None]]
+    ) -> None:
         self._store = store
+        self._sync_ledger = sync_ledger
 
     async def read(
         self, world: World, start: SpanStart, watch: Sequence[bytes], ended: Ended
@@ -52,6 +60,7 @@ class SegmentTelemetry:
         offsets = ClockOffsets.now()
         began = round(start.start_time * 1e9) - offsets.utc_ns - _START_SLACK_NS
         sink = EventSink(self._store)
+        ledger_fd = await self._ledger(world, max(0, began))
         summary = await decode_segments(
             segments_fd=world.box.segments_fd,
             ids=SpanIds(start.session_id, start.trace_id, start.span_id, start.world_id),
@@ -61,6 +70,7 @@ class SegmentTelemetry:
             max_events=INLINE_EVENTS,
             offsets=offsets,
             root_after_ns=max(0, began),
+            ledger_fd=ledger_fd,
         )
         events_digest = sink.close()
         coverage = coverage_of(
@@ -69,6 +79,7 @@ class SegmentTelemetry:
             root=None if summary.root_seen else _root(start, world.layout),
             open_program=lambda path: _open_program(path, world.layout),
         )
+        coverage = replace(coverage, ledger=_source(summary))
         if ended.remaining:
             coverage = _still_running(coverage, ended.remaining)
         _clear(world, world.box, summary)
@@ -80,7 +91,29 @@ class SegmentTelemetry:
             events_digest=events_digest,
             reads=summary.reads,
             hosts=tuple(_host(contact) for contact in summary.hosts),
+            writes=summary.writes if summary.writes_complete else None,
         )
+
+    async def _ledger(self, world: World, began: int) -> int | None:
+        """The world's ledger with all that has happened in it; None where there is none."""
+        if world.box is None or world.box.ledger_fd is None:
+            return None
+        # What lies before this step is of no use to anybody, if nobody else's is still to be read.
+        from_ns = began if world.running <= 1 else 0
+        try:
+            await self._sync_ledger(world.spec.world_id, from_ns)
+        except BackendError as error:
+            log.warning("the ledger of world %s is not read: %s", world.spec.world_id, error)
+            return None
+        return world.box.ledger_fd
+
+
+def _source(summary: DecodeSummary) -> LedgerSource:
+    if summary.ledger.used and summary.ledger.source == "bpf":
+        return "bpf"
+    if summary.ledger.used and summary.ledger.source == "proc_connector":
+        return "proc_connector"
+    return "none"
 
 
 def _line(event: JsonObject) -> JsonObject:
@@ -95,13 +128,10 @@ def _host(contact: HostContact) -> str:
 
 
 def _still_running(coverage: Coverage, remaining: int) -> Coverage:
-    return Coverage(
+    return replace(
+        coverage,
         state="partial" if coverage.state == "full" else coverage.state,
         reasons=(*coverage.reasons, f"{remaining} processes went on after the command ended"),
-        processes=coverage.processes,
-        covered=coverage.covered,
-        events=coverage.events,
-        lost=coverage.lost,
     )
 
 

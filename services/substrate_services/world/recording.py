@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Protocol
 
+from substrate_services.journal import bytesjson
 from substrate_services.journal.action import action_digest
 from substrate_services.journal.codec import (
     SpanStart,
@@ -20,11 +22,12 @@ from substrate_services.journal.codec import (
     span_to_line,
 )
 from substrate_services.journal.jsontypes import JsonObject
-from substrate_services.journal.schema import Coverage, Process, SpanRecord
+from substrate_services.journal.schema import Change, Coverage, Process, SpanRecord
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.blocked import explain_blocked, watch_prefixes
 from substrate_services.world.ended import Ended
+from substrate_services.world.explained import unexplained_changes
 from substrate_services.world.output_log import OutputLogCorrupt, Stream, read_frames
 from substrate_services.world.tree import StepEffects
 from substrate_services.world.worlds import World
@@ -50,6 +53,8 @@ class StepTelemetry:
     events_digest: str | None = None
     reads: tuple[bytes, ...] = ()
     hosts: tuple[str, ...] = ()
+    # Paths that events may have changed; None where they do not tell of all.
+    writes: tuple[bytes, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -153,17 +158,13 @@ class Recorder:
     ) -> SpanRecord:
         """The part of :meth:`record` that concurrent steps take in turn."""
         if not ended.never_ran and attempt.effects is None:
-            attempt.effects = await asyncio.to_thread(
-                world.tree.finish_step,
-                attempt.telemetry.reads,
-                round(attempt.start.start_time * 1e9),
+            attempt.effects, unexplained = await asyncio.to_thread(_look_at_tree, world, attempt)
+            coverage = _less_what_is_shared(
+                _less_what_is_unread(attempt.telemetry.coverage, attempt.effects.unread),
+                attempt.shared,
             )
             attempt.telemetry = replace(
-                attempt.telemetry,
-                coverage=_less_what_is_shared(
-                    _less_what_is_unread(attempt.telemetry.coverage, attempt.effects.unread),
-                    attempt.shared,
-                ),
+                attempt.telemetry, coverage=_less_what_is_unexplained(coverage, unexplained)
             )
         telemetry, effects = attempt.telemetry, attempt.effects
         record = attempt.queued
@@ -264,6 +265,39 @@ def _less_what_is_shared(coverage: Coverage, shared: bool) -> Coverage:
     if not shared:
         return coverage
     reason = "other commands ran in the world at the same time: changes may be theirs"
+    return replace(
+        coverage,
+        state="partial" if coverage.state == "full" else coverage.state,
+        reasons=(*coverage.reasons, reason),
+    )
+
+
+def _look_at_tree(world: World, attempt: Attempt) -> tuple[StepEffects, tuple[Change, ...]]:
+    """What the step did to the tree, and what of it no event explains."""
+    telemetry = attempt.telemetry
+    effects = world.tree.finish_step(telemetry.reads, round(attempt.start.start_time * 1e9))
+    # Where nothing was seen, or others were at work too, that has been said already.
+    judged = telemetry.writes is not None and telemetry.coverage.state != "none"
+    if not judged or attempt.shared or world.box is None or not effects.changes:
+        return effects, ()
+    root_fd = None
+    try:
+        with contextlib.suppress(OSError):  # the world is ending
+            root_fd = os.open(f"/proc/{world.box.init_pid}/root", os.O_PATH | os.O_DIRECTORY)
+        return effects, unexplained_changes(effects.changes, telemetry.writes or (), root_fd)
+    finally:
+        if root_fd is not None:
+            os.close(root_fd)
+
+
+def _less_what_is_unexplained(coverage: Coverage, unexplained: tuple[Change, ...]) -> Coverage:
+    """The coverage, where something was done that no event speaks of."""
+    if not unexplained:
+        return coverage
+    reason = (
+        f"{len(unexplained)} changes that no event explains, first: "
+        f"{bytesjson.display(unexplained[0].path)[:200]}"
+    )
     return replace(
         coverage,
         state="partial" if coverage.state == "full" else coverage.state,
