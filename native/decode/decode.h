@@ -181,6 +181,8 @@ struct kernel_process {
     uint32_t first_exec, last_exec; /* NONE */
     uint32_t removed;               /* of its segments */
     uint32_t first_image;           /* NONE */
+    uint32_t recent_image;          /* from which it last started another */
+    uint32_t origin;                /* image that it was started from, NONE */
 };
 
 /* A segment file that the kernel saw being made. */

@@ -149,6 +149,8 @@ static uint32_t add_process(struct reading *reading, int32_t host_pid, uint64_t 
         .first_exec = NONE,
         .last_exec = NONE,
         .first_image = NONE,
+        .recent_image = NONE,
+        .origin = NONE,
     };
     *slot_of(reading, host_pid) = ledger->process_count + 1;
     return ledger->process_count++;

@@ -180,26 +180,30 @@ static struct known *match_images(const struct scan *scan, uint32_t *count) {
 
 /* --- programs that said no hello -------------------------------------------------------------- */
 
-/* The image in which a process was at a time; without one, that of whoever started it. */
-static uint32_t image_of_kernel(const struct scan *scan, uint32_t kernel, uint64_t at_ns) {
-    const struct ledger *ledger = scan->ledger;
-    for (uint32_t depth = 0; kernel != NONE && depth < DEPTH_MAX; depth++) {
-        uint32_t at = ledger->processes[kernel].first_image, found = at;
-        for (; at != NONE; at = scan->images->list[at].next) {
-            if (scan->images->list[at].start_ns <= at_ns)
-                found = at;
-        }
-        if (found != NONE)
-            return found;
-        at_ns = ledger->processes[kernel].began_ns;
-        kernel = ledger->processes[kernel].parent;
-    }
-    return NONE;
+/*
+ * The image that a process was started from; where its parent has none, that of whoever started that
+ * one. Processes come in the order of their beginnings, so what was found for the parent, and the
+ * place in the parent's programs that the last child came to, are still there.
+ */
+static uint32_t find_origin(const struct scan *scan, const struct kernel_process *process) {
+    const struct image *list = scan->images->list;
+    if (process->parent == NONE)
+        return NONE;
+    struct kernel_process *parent = &scan->ledger->processes[process->parent];
+    if (parent->first_image == NONE)
+        return parent->origin;
+    uint32_t found = parent->recent_image;
+    if (found == NONE || list[found].start_ns > process->began_ns)
+        found = parent->first_image;
+    while (list[found].next != NONE && list[list[found].next].start_ns <= process->began_ns)
+        found = list[found].next;
+    parent->recent_image = found;
+    return found;
 }
 
 static uint32_t add_kernel_image(struct scan *scan, uint32_t kernel, uint64_t at_ns) {
     const struct kernel_process *process = &scan->ledger->processes[kernel];
-    uint32_t parent = image_of_kernel(scan, process->parent, process->began_ns);
+    uint32_t parent = process->origin;
     uint32_t added = add_image(scan->images);
     struct image *image = &scan->images->list[added];
     /* The times of images that only the kernel speaks of tell them apart. */
@@ -290,18 +294,17 @@ static void order_process(struct scan *scan, uint32_t kernel, const struct known
 /* What a program that is not covered forks is not covered either. */
 static void add_silent_child(struct scan *scan, uint32_t kernel) {
     const struct kernel_process *process = &scan->ledger->processes[kernel];
-    uint32_t parent = image_of_kernel(scan, process->parent, process->began_ns);
-    if (parent != NONE && scan->images->list[parent].uncovered)
+    if (process->origin != NONE && scan->images->list[process->origin].uncovered)
         chain_image(scan, kernel, NONE, add_kernel_image(scan, kernel, process->began_ns));
 }
 
-static void take_parents(struct scan *scan, uint32_t kernel) {
-    const struct kernel_process *process = &scan->ledger->processes[kernel];
-    uint32_t parent = image_of_kernel(scan, process->parent, process->began_ns);
-    if (parent == NONE || scan->images->list[parent].process == process->first_image)
+static void take_parents(struct scan *scan, const struct kernel_process *process) {
+    struct image *list = scan->images->list;
+    if (process->origin == NONE || process->first_image == NONE ||
+        list[process->origin].process == process->first_image)
         return;
-    for (uint32_t at = process->first_image; at != NONE; at = scan->images->list[at].next)
-        scan->images->list[at].parent = parent;
+    for (uint32_t at = process->first_image; at != NONE; at = list[at].next)
+        list[at].parent = process->origin;
 }
 
 /* --- segments that were removed --------------------------------------------------------------- */
@@ -351,12 +354,13 @@ void reconcile(struct scan *scan) {
         uint32_t first = at;
         while (at < count && known[at].kernel == kernel)
             at++;
+        ledger->processes[kernel].origin = find_origin(scan, &ledger->processes[kernel]);
         order_process(scan, kernel, known + first, at - first);
         if (!ledger->processes[kernel].selected)
             continue;
         if (ledger->processes[kernel].first_image == NONE)
             add_silent_child(scan, kernel);
-        take_parents(scan, kernel);
+        take_parents(scan, &ledger->processes[kernel]);
     }
     free(known);
     for (uint32_t i = 0; i < ledger->removal_count; i++)

@@ -288,15 +288,18 @@ static void write_processes(struct buffer *out, const struct options *options,
 /* What a caller may remove: the segments of processes that are known to have ended. */
 static void write_files(struct buffer *out, const struct images *images,
                         const struct segments *segments) {
+    bool *ended = allocate(images->count * sizeof(*ended)); /* by the process's first image */
+    for (uint32_t i = 0; i < images->count; i++) {
+        const struct image *image = &images->list[i];
+        if (image->next == NONE)
+            ended[image->process] = image->ended || image->reported_exit;
+    }
     json_literal(out, "[");
     bool first = true;
     for (uint32_t i = 0; i < segments->count; i++) {
         const struct segment *segment = &segments->list[i];
         if (segment->image == NONE || !images->list[segment->image].selected)
             continue;
-        uint32_t last = segment->image;
-        while (images->list[last].next != NONE)
-            last = images->list[last].next;
         if (!first)
             json_literal(out, ",");
         first = false;
@@ -307,12 +310,13 @@ static void write_files(struct buffer *out, const struct images *images,
         json_signed(out, segment->self.pid);
         number(out, "start_ticks", segment->self.start_ticks);
         key(out, "open");
-        if (images->list[last].ended || images->list[last].reported_exit)
+        if (ended[images->list[segment->image].process])
             json_literal(out, "false}");
         else
             json_literal(out, "true}");
     }
     json_literal(out, "]");
+    free(ended);
 }
 
 static uint64_t lost_events(const struct images *images) {

@@ -9,6 +9,9 @@
 #include "images.h"
 #include "sha256.h"
 
+/* Forks of forks that are gone through to the program that all of them run. */
+#define FORKS_MAX 1024u
+
 /* What is found out is remembered for all on the way up, so that nobody is gone through twice. */
 static bool descends_from_root(struct images *images, const struct options *options, uint32_t of) {
     bool found = false;
@@ -132,7 +135,7 @@ uint32_t merged_image(const struct images *images, uint32_t image) {
 
 const struct image *program_of(const struct images *images, const struct image *image) {
     const struct image *program = image;
-    for (uint32_t depth = 0; depth < DEPTH_MAX; depth++) {
+    for (uint32_t depth = 0; depth < FORKS_MAX; depth++) {
         if (program->self.exec_number != 0 || program->exe.length != 0 || program->parent == NONE)
             break;
         program = &images->list[program->parent];

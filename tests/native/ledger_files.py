@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HEADER = struct.Struct("<QHHHHIIQQ24x")
-RECORD = struct.Struct("<HHIQiiiii12s76s")
+RECORD = struct.Struct("<HHIQiiiii12s76s4x")
 MAGIC = 0x314745444C425553
 FORK, EXEC, EXIT, LOST, SEGMENT, REMOVED = range(1, 7)
 BPF, PROC_CONNECTOR = 1, 2
