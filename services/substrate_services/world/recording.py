@@ -158,9 +158,10 @@ class Recorder:
     ) -> SpanRecord:
         """The part of :meth:`record` that concurrent steps take in turn."""
         if not ended.never_ran and attempt.effects is None:
-            attempt.effects, unexplained = await asyncio.to_thread(_look_at_tree, world, attempt)
+            found, unexplained = await asyncio.to_thread(_look_at_tree, world, attempt)
+            attempt.effects = found
             coverage = _less_what_is_shared(
-                _less_what_is_unread(attempt.telemetry.coverage, attempt.effects.unread),
+                _less_what_is_unread(attempt.telemetry.coverage, found.unread),
                 attempt.shared,
             )
             attempt.telemetry = replace(
