@@ -93,8 +93,7 @@ struct sub_segment {
     uint32_t classes_off; /* SUB_CLASS_* that the program does not record */
     uint32_t reserved32;
     uint64_t sources; /* the writer's own: where its SUB_SOURCES is */
-    uint64_t reserved[2];
-    uint64_t directories[16]; /* the writer's own: which SUB_TAG_DIRECTORY_ID it has explained */
+    uint64_t reserved[18];
 };
 _Static_assert(sizeof(struct sub_segment) == 240, "the segment header is part of the format");
 
@@ -185,9 +184,9 @@ enum sub_tag {
     SUB_TAG_MODE = 14, /* of fopen, popen */
     SUB_TAG_KEY = 15,  /* u64: address of a posix_spawn_file_actions_t */
     /*
-     * u64 that stands for the directory behind arg[0] or arg[3]. Asking the kernel for a
-     * descriptor's path is dear, for its identity is cheap: the path stands beside it (as
-     * SUB_TAG_DIRECTORY) once, and is remembered for the later records of the image.
+     * u64 that stands for what is behind arg[0] or arg[3]. Asking the kernel for a descriptor's path
+     * is dear: the path stands beside this (as SUB_TAG_DIRECTORY) when it was asked for, and counts
+     * for later records of the same chain that have the same id and no path.
      */
     SUB_TAG_DIRECTORY_ID = 16,
     SUB_TAG_DIRECTORY2_ID = 17,

@@ -15,9 +15,6 @@
 
 void sub_record_change(enum sub_operation op, uint64_t start, long result, const char *path,
                        const char *path2, int dirfd, int flags, int mode, int dirfd2) {
-    bool renames = op == SUB_OP_rename || op == SUB_OP_renameat || op == SUB_OP_renameat2;
-    if (renames && result == 0) /* it may have been a directory that descriptors lead to */
-        __atomic_fetch_add(&sub_renames, 1, __ATOMIC_RELAXED);
     if (start == 0)
         return;
     struct sub_call call = {

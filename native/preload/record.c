@@ -6,7 +6,6 @@
 #include "record.h"
 
 #include <fcntl.h>
-#include <linux/stat.h>
 #include <signal.h>
 
 #include "descriptors.h"
@@ -17,7 +16,6 @@
 #define PAGE 4096u
 
 uint32_t sub_directory_changes;
-uint32_t sub_renames;
 
 /*
  * rt_sigprocmask copies the new mask before it looks at its first argument: with a nonsense one it
@@ -81,75 +79,6 @@ static bool needs_directory(int dirfd, struct sub_text path) {
     return dirfd != AT_FDCWD && (path.bytes == NULL || path.bytes[0] != '/');
 }
 
-/*
- * What stands for the directory behind a descriptor: device, inode, mount, and the time it was made,
- * because inodes are used again. 0 where the kernel does not tell all of that. A rename by this
- * process may have moved it, so what was explained before does not count after one.
- */
-static uint64_t directory_id(int descriptor) {
-    struct statx status;
-    const unsigned wanted = STATX_INO | STATX_BTIME;
-    if (sub_quiet || SYS5(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
-                          wanted | STATX_MNT_ID, &status) != 0)
-        return 0;
-    if ((status.stx_mask & wanted) != wanted || (status.stx_mode & 0170000u) != 0040000u)
-        return 0;
-    const uint64_t parts[] = {
-        (uint64_t)status.stx_dev_major << 32 | status.stx_dev_minor,
-        status.stx_ino,
-        (uint64_t)status.stx_btime.tv_sec * 1000000000u + status.stx_btime.tv_nsec,
-        status.stx_mnt_id,
-        __atomic_load_n(&sub_renames, __ATOMIC_RELAXED),
-    };
-    return sub_hash_variable((const char *)parts, sizeof(parts)) | 1;
-}
-
-static uint64_t *known_directory(unsigned char *base, uint64_t id) {
-    struct sub_segment *header = (struct sub_segment *)(void *)base;
-    const size_t count = sizeof(header->directories) / sizeof(header->directories[0]);
-    return &header->directories[(id >> 32) % count];
-}
-
-/*
- * Other processes rename directories too. Nobody tells us, so what a descriptor leads to is asked
- * again after two of these, 134 ms at most: a path is never older than that.
- */
-#define PLACE_AGE(ns) ((ns) >> 26)
-
-/* The id of the directory behind the descriptor, if this segment has explained it and lately. */
-static uint64_t known_place(int descriptor, uint64_t now) {
-    unsigned char *base = sub_hold();
-    uint64_t id = 0;
-    if (base != NULL) {
-        const struct sub_place_slot *slot =
-            &sub_place_slots(base)[(uint32_t)descriptor % SUB_PLACE_SLOTS];
-        if (slot->id != 0 && slot->descriptor == descriptor &&
-            slot->state == sub_descriptor_state(descriptor) + sub_renames &&
-            PLACE_AGE(now) - slot->asked < 2 && *known_directory(base, slot->id) == slot->id)
-            id = slot->id;
-    }
-    sub_release();
-    return id;
-}
-
-/* In the segment that the record is in: whoever has the one has the other. */
-static void remember_place(const struct sub_record *record, int descriptor, uint64_t id) {
-    unsigned char *base = sub_self.base;
-    if (base == NULL || sub_self.check != 0 ||
-        (uint64_t)((const unsigned char *)record - base) >=
-            ((const struct sub_segment *)(const void *)base)->size)
-        return;
-    *known_directory(base, id) = id;
-    struct sub_place_slot *slot = &sub_place_slots(base)[(uint32_t)descriptor % SUB_PLACE_SLOTS];
-    slot->id = 0; /* a handler between these lines finds nothing */
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    slot->descriptor = descriptor;
-    slot->state = sub_descriptor_state(descriptor) + sub_renames;
-    slot->asked = PLACE_AGE(record->start_ns);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    slot->id = id;
-}
-
 /* The directory of a relative path, or the file of a call on a descriptor alone. */
 struct place {
     int descriptor;
@@ -158,19 +87,64 @@ struct place {
     size_t length; /* 0: explained before */
 };
 
+/*
+ * Other processes rename directories too. Nobody tells us, so what a descriptor leads to is asked
+ * again after two of these, 134 ms at most: a path is never older than that.
+ */
+#define PLACE_AGE(ns) ((uint32_t)((ns) >> 26))
+
+/*
+ * The number itself, and not 0: each chain says anew what it leads to when that changes. 0 for a
+ * vfork child, whose descriptors are not those of its parent's records.
+ */
+static uint64_t place_id(int descriptor) {
+    if (sub_self.check != 0 && sub_vfork_child() != 0)
+        return 0;
+    return (uint32_t)descriptor + 1u;
+}
+
+/* Does a record of this segment say what the descriptor leads to, and is that news? */
+static bool is_known_place(int descriptor, uint64_t id, uint64_t now) {
+    unsigned char *base = sub_hold();
+    bool known = false;
+    if (base != NULL) {
+        const struct sub_place_slot *slot =
+            &sub_place_slots(base)[(uint32_t)descriptor % SUB_PLACE_SLOTS];
+        known = slot->id == id && slot->state == sub_descriptor_state(descriptor) &&
+                PLACE_AGE(now) - slot->asked < 2;
+    }
+    sub_release();
+    return known;
+}
+
+/* In the segment that the record is in: whoever has the one has the other. */
+static void remember_place(const struct sub_record *record, const struct place *place) {
+    unsigned char *base = sub_self.base;
+    if (base == NULL || (uint64_t)((const unsigned char *)record - base) >=
+                            ((const struct sub_segment *)(const void *)base)->size)
+        return;
+    struct sub_place_slot *slot =
+        &sub_place_slots(base)[(uint32_t)place->descriptor % SUB_PLACE_SLOTS];
+    slot->id = 0; /* a handler between these lines finds nothing */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    slot->state = sub_descriptor_state(place->descriptor);
+    slot->asked = PLACE_AGE(record->start_ns);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    slot->id = place->id;
+}
+
 /* False when the buffer may have been too small. */
 static bool find_place(int descriptor, struct sub_text path, struct place *place, size_t size,
                        uint64_t now) {
     if (!needs_directory(descriptor, path))
         return true;
     place->descriptor = descriptor;
-    if (path.bytes != NULL) {
-        place->id = known_place(descriptor, now);
-        if (place->id != 0)
-            return true;
-        place->id = directory_id(descriptor);
-    }
+    place->id = place_id(descriptor);
+    if (place->id != 0 && is_known_place(descriptor, place->id, now))
+        return true;
     place->length = sub_descriptor_path(descriptor, place->path, size);
+    if (place->length == 0)
+        place->id = 0;
     return place->length > 0 || sub_quiet;
 }
 
@@ -186,7 +160,7 @@ static unsigned char *put_place(const struct sub_record *record, unsigned char *
     if (place->id == 0)
         return at;
     if (place->length > 0)
-        remember_place(record, place->descriptor, place->id);
+        remember_place(record, place);
     return sub_put(at, id_tag, &place->id, sizeof(place->id));
 }
 

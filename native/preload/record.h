@@ -65,7 +65,6 @@ extern int sub_mode;
 extern uint32_t sub_classes; /* SUB_CLASS_* that are wanted */
 extern int sub_quiet; /* the program installed a seccomp filter: no system calls of ours any more */
 extern uint32_t sub_directory_changes;    /* how often this process changed its working directory */
-extern uint32_t sub_renames;              /* how often it renamed something */
 extern const void *sub_libraries_pending; /* the thread whose dlopen went by: see hooks_load.c */
 
 void sub_start(void);

@@ -4,7 +4,8 @@
  * dlsym takes the loader's lock and, in glibc before 2.34, may call malloc: a malloc that opens a
  * file on its first call (jemalloc, sanitizers) would come back here and wait for itself, and a
  * signal handler would do the same. So the symbol tables of the objects behind this one are read
- * directly, which is also faster. The rules are those of dlsym(RTLD_NEXT) for default versions.
+ * directly, which is also faster. The rules are those of dlsym(RTLD_NEXT) for default versions, and
+ * then of versions that are kept for old programs.
  */
 #define _GNU_SOURCE 1
 
@@ -28,6 +29,7 @@ struct symbols {
     const ElfW(Sym) * table;
     const char *strings;
     const ElfW(Half) * versions;
+    bool old; /* take what is kept for old programs only, too */
     const uint32_t *gnu_hash;
     const uint32_t *hash;
 };
@@ -85,7 +87,7 @@ static void *matching(const struct symbols *in, uint32_t index, const char *name
     const ElfW(Sym) *symbol = &in->table[index];
     if (symbol->st_shndx == SHN_UNDEF || strcmp(in->strings + symbol->st_name, name) != 0)
         return NULL;
-    if (in->versions != NULL && (in->versions[index] & 0x8000u) != 0)
+    if (in->versions != NULL && (in->versions[index] & 0x8000u) != 0 && !in->old)
         return NULL; /* kept for old programs: not the default version */
     unsigned type = symbol->st_info & 0xfu;
     void *address = (void *)(in->base + symbol->st_value);
@@ -130,7 +132,7 @@ static void *find_symbol(const struct symbols *in, const char *name) {
 #ifdef __GLIBC__
 extern ElfW(Dyn) _DYNAMIC[] __attribute__((visibility("hidden")));
 
-static void *find_behind_us(const char *name) {
+static void *find_version_behind_us(const char *name, bool old) {
     struct link_map *map = _r_debug.r_map;
     while (map != NULL && map->l_ld != _DYNAMIC)
         map = map->l_next;
@@ -138,11 +140,21 @@ static void *find_behind_us(const char *name) {
         if (map->l_ld == NULL)
             continue;
         struct symbols symbols = symbols_of(map->l_addr, map->l_ld);
+        symbols.old = old;
         void *found = find_symbol(&symbols, name);
         if (found != NULL)
             return found;
     }
     return NULL;
+}
+
+/*
+ * A program built years ago may call what no program is built to call any more (__res_query): our
+ * hook stands before that as well, as it has no version, and must find it.
+ */
+static void *find_behind_us(const char *name) {
+    void *found = find_version_behind_us(name, false);
+    return found != NULL ? found : find_version_behind_us(name, true);
 }
 #else
 /* musl's dlsym neither allocates nor calls out when it finds what it looks for. */

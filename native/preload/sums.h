@@ -20,12 +20,11 @@ struct sub_slot {
     uint32_t at; /* of the record, in units of eight bytes; 0: none */
 };
 
-/* What a descriptor that relative paths start from led to when the kernel was last asked. */
+/* A descriptor whose path a record of this segment says. */
 struct sub_place_slot {
-    int32_t descriptor;
-    uint32_t state; /* sub_descriptor_state: another one is another directory */
-    uint64_t id;
-    uint64_t asked; /* SUB_PLACE_AGE of the call that asked */
+    uint64_t id;    /* SUB_TAG_DIRECTORY_ID */
+    uint32_t state; /* sub_descriptor_state: with another one it is another file */
+    uint32_t asked; /* when the kernel said where that is */
 };
 
 #define SUB_PLACE_SLOTS 16u
