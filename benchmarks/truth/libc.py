@@ -84,7 +84,7 @@ def libc_looks(path: bytes, *, nss: bool) -> str:
 
 
 def may_be_search(call: TracedCall) -> bool:
-    """Whether the call looked for a library in vain, as the loader does in one place after another."""
+    """Whether the call looked for a library in vain, as the loader does in place after place."""
     operation = call.at.operation
     return (
         call.flags == "O_RDONLY|O_CLOEXEC"

@@ -1,9 +1,10 @@
 """Comparing what was looked at: stat, access, readlink and the like, as counts for each file.
 
 libc looks at files by itself too, and these looks are no symbol's: realpath reads a link for every
-directory above the file that it was asked for, euidaccess asks for the status first, and the tables
-of NSS and time zones are looked at again to see whether they changed. What the loader
-looks at while it searches is its own, too. A rule for each takes them out, and counts them; each wants the look that libc was asked for to be recorded.
+directory above the file that it was asked for, euidaccess asks for the status first, the tables of
+NSS and time zones are looked at again to see whether they changed, and the loader looks for the
+directories that it searches. A rule for each takes them out, and counts them; of what libc does for
+a program, the look that the program asked for has to be recorded.
 """
 
 from __future__ import annotations
