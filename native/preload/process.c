@@ -31,6 +31,7 @@
 /* After this many lost events, look again whether there is room for a segment. */
 #define RETRY_EVERY 512u
 #define EXEC_NUMBER_MAX 512u
+#define AWAIT_YIELDS 512
 
 __thread struct sub_thread sub_self __attribute__((tls_model("initial-exec")));
 
@@ -158,13 +159,28 @@ static void watch_thread_end(const struct sub_thread *self) {
 
 /* --- the slow way ----------------------------------------------------------------------------- */
 
+/*
+ * Another thread is making the image's first segment, as when a forked child starts threads before
+ * it does anything else. That takes some ten microseconds; what this thread has to say would be lost
+ * for want of them. It waits, but only so long: the other may be stopped, or of a lower priority.
+ */
+static bool await_image(const struct sub_process *process) {
+    for (int i = 0; i < AWAIT_YIELDS; i++) {
+        uint32_t phase = __atomic_load_n(&process->phase, __ATOMIC_ACQUIRE);
+        if (phase != SUB_PHASE_STARTING)
+            return phase == SUB_PHASE_READY;
+        SYS0(SYS_sched_yield);
+    }
+    return false;
+}
+
 /* The image's first segment, whose name settles the exec number, and its hello. */
 static bool start_image(struct sub_thread *self, bool forked) {
     struct sub_process *process = sub_process;
     uint32_t phase = SUB_PHASE_NEW;
     if (!__atomic_compare_exchange_n(&process->phase, &phase, SUB_PHASE_STARTING, false,
                                      __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
-        return false; /* another thread is at it */
+        return await_image(process);
     struct sub_identity identity;
     struct sub_identity parent = image;
     struct new_segment made;
