@@ -19,6 +19,7 @@ from substrate_services.world.backends.base import BackendCapabilities
 from substrate_services.world.execs import FILES_PROGRAM, Exec, ExecRequest
 from substrate_services.world.output_log import Frame, Stream
 from substrate_services.world.preparing import WorldRequest
+from substrate_services.world.telemetry_rows import telemetry_rows
 from substrate_services.world.worlds import World
 
 _STREAMS = {
@@ -274,6 +275,7 @@ def capabilities_to_proto(
     return rows
 
 
+    rows += telemetry_rows(found)
 def _env(field: str, variables: Iterable[types_pb2.EnvVar]) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for index, variable in enumerate(variables):
