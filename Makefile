@@ -68,6 +68,10 @@ bench-truth: build ## what the recorder captures next to strace, over real workl
 	$(SAY) 'bench-truth'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench truth
 
+bench-slowdown: build ## how much slower real work is under telemetry, next to other recorders
+	$(SAY) 'bench-slowdown'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench slowdown
+
 fuzz: ## libFuzzer on the decoder, under ASan and UBSan, for FUZZ_SECONDS (300)
 	$(SAY) 'fuzz'
 	@native/fuzz/run
