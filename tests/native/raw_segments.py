@@ -50,6 +50,7 @@ class Record:
     tid: int
     pid: int
     start_ns: int
+    elapsed_ns: int
     arg: tuple[int, int, int, int]
     fields: tuple[tuple[int, bytes], ...] = field(repr=False)
 
@@ -93,8 +94,8 @@ def read_records(directory: Path) -> list[Record]:
         assert head[0] == MAGIC
         at, pid = head[2], head[7]
         while at + RECORD.size <= len(data):
-            length, kind, op, start, _, result, _, tid, error, flags, *arg = RECORD.unpack_from(
-                data, at
+            length, kind, op, start, elapsed, result, _, tid, error, flags, *arg = (
+                RECORD.unpack_from(data, at)
             )
             pending, length = length >> 31, length & 0x7FFFFFFF
             if length == 0:
@@ -104,7 +105,7 @@ def read_records(directory: Path) -> list[Record]:
                 found.append(
                     Record(
                         record_types()[kind], operations()[op], result, error, flags, tid, pid,
-                        start, (arg[0], arg[1], arg[2], arg[3]), fields,
+                        start, elapsed, (arg[0], arg[1], arg[2], arg[3]), fields,
                     )
                 )  # fmt: skip
             at += length
@@ -141,3 +142,32 @@ def add_up(records: list[Record]) -> Sums:
             for name, count in zip(SOURCES, record.counts(SOURCE_COUNTS), strict=False):
                 sums.sources[name] += count
     return sums
+
+
+def bytes_by_path(records: list[Record]) -> dict[str, tuple[int, int, int, int]]:
+    """Transfers (read calls, bytes, write calls, bytes) by what their descriptor led to.
+
+    A descriptor leads to what the last open or copy that was over by then gave it. Pipes and other
+    things without a name count as "?".
+    """
+    moments = sorted(records, key=lambda record: record.start_ns + record.elapsed_ns)
+    tables: dict[int, dict[int, str]] = {}
+    totals: dict[str, tuple[int, int, int, int]] = {}
+    for record in moments:
+        if record.pid not in tables:  # the hello comes after what a forked child did first
+            forks = (r for r in records if r.type == "fork" and r.result == record.pid)
+            tables[record.pid] = dict(tables.get(next(iter(f.pid for f in forks), 0), {}))
+        table = tables[record.pid]
+        if record.type == "open" and record.result >= 0:
+            table[record.result] = record.path or "?"
+        elif record.type == "dup":
+            table[record.result] = table.get(record.arg[0], "?")
+        elif record.type == "transfer":
+            unnamed = record.flags & FLAG_UNNAMED
+            path = "?" if unnamed else table.get(record.arg[0], "?")
+            read_calls, read, write_calls, written, _ = record.counts(TRANSFER_COUNTS)
+            old = totals.get(path, (0, 0, 0, 0))
+            totals[path] = (
+                old[0] + read_calls, old[1] + read, old[2] + write_calls, old[3] + written,
+            )  # fmt: skip
+    return totals
