@@ -85,13 +85,8 @@ def relative(path: bytes, root: bytes | None) -> str:
 def coverage_text(coverage: Coverage) -> str:
     """``full, 12 processes`` or ``partial: why``."""
     state: str = coverage.state
-    notes = []
     if state == "full" and coverage.ledger == "none":
-        notes.append("no kernel ledger here")
-    if coverage.classes_off:
-        notes.append(f"without {', '.join(coverage.classes_off)}")
-    if notes:
-        state += f" ({'; '.join(notes)})"
+        state += " (no kernel ledger here)"
     text = f"{state}, {plural(coverage.processes, 'process')}"
     if coverage.lost:
         text += f", {plural(coverage.lost, 'event')} lost"

@@ -188,6 +188,9 @@ class WorldOptions(TypedDict, total=False):
     keep: bool
     #: Host name in the world.
     hostname: str
+    #: Classes of events to record: open, mutate, network, stat, transfer, load, sources; all where
+    #: none are named. Processes always are, and "process" alone leaves out all others.
+    telemetry: Sequence[str]
     #: Who asks, for records.
     agent_id: str
     #: A policy file on the host that is added for this world; it can only tighten.
@@ -225,6 +228,7 @@ def create_world(
         hostname=options.get("hostname") or "",
         agent_id=options.get("agent_id") or "",
         policy_file=host_path(policy),
+        telemetry=_names("telemetry", options.get("telemetry")),
     )
     for name, seconds, field in (
         ("ttl_s", options.get("ttl_s"), request.ttl),
@@ -235,6 +239,12 @@ def create_world(
                 raise InvalidArgument(f"{name}: {seconds!r} is not a positive number of seconds")
             field.FromNanoseconds(round(seconds * 1e9))
     return request
+
+
+def _names(option: str, names: Sequence[str] | None) -> Sequence[str]:
+    if isinstance(names, str):
+        raise InvalidArgument(f"{option}: give a list: [{names!r}]")
+    return names or ()
 
 
 def host_path(path: PathLike | None) -> bytes:

@@ -15,6 +15,7 @@ from substrate_services.wire.convert import (
     result_to_proto,
     timestamp_to_proto,
 )
+from substrate_services.telemetry.classes import classes_mask
 from substrate_services.world.backends.base import BackendCapabilities
 from substrate_services.world.execs import FILES_PROGRAM, Exec, ExecRequest
 from substrate_services.world.output_log import Frame, Stream
@@ -80,6 +81,7 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
         else None,
         before_span_id=request.source.before_span_id or None,
         use_host_base=request.source.use_host_base,
+        telemetry=_telemetry(request.telemetry),
     )
 
 
@@ -268,6 +270,7 @@ def capabilities_to_proto(
         ),
         worlds_pb2.Capability(feature="kill", state="works", mode=found.kill),
     ]
+    rows += telemetry_rows(found)
     rows += [
         worlds_pb2.Capability(feature="host", state="degraded", consequence=text)
         for text in found.problems
@@ -275,7 +278,6 @@ def capabilities_to_proto(
     return rows
 
 
-    rows += telemetry_rows(found)
 def _env(field: str, variables: Iterable[types_pb2.EnvVar]) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for index, variable in enumerate(variables):
@@ -308,6 +310,15 @@ def _pty(size: execs_pb2.PtySize) -> tuple[int, int]:
             "pty", f"{size.rows}x{size.columns}", "expected rows and columns from 1 to 65,535"
         )
     return size.rows, size.columns
+
+
+def _telemetry(classes: Iterable[str]) -> tuple[str, ...]:
+    wanted = tuple(classes)
+    try:
+        classes_mask(wanted)
+    except ValueError as error:
+        raise InvalidField("telemetry", wanted, str(error)) from error
+    return wanted
 
 
 def _hostname(name: str) -> str:

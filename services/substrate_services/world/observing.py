@@ -12,6 +12,7 @@ from substrate_services.journal.codec import SpanStart
 from substrate_services.journal.jsontypes import JsonObject
 from substrate_services.journal.schema import Coverage, LedgerSource
 from substrate_services.objects.store import ObjectStore
+from substrate_services.telemetry.classes import classes_mask, classes_off
 from substrate_services.telemetry.coverage import RootProcess, coverage_of
 from substrate_services.telemetry.decode import (
     ClockOffsets,
@@ -71,6 +72,7 @@ class SegmentTelemetry:
             offsets=offsets,
             root_after_ns=max(0, began),
             ledger_fd=ledger_fd,
+            classes=classes_mask(world.spec.telemetry),
         )
         events_digest = sink.close()
         coverage = coverage_of(
@@ -79,7 +81,8 @@ class SegmentTelemetry:
             root=None if summary.root_seen else _root(start, world.layout),
             open_program=lambda path: _open_program(path, world.layout),
         )
-        coverage = replace(coverage, ledger=_source(summary))
+        off = classes_off(world.spec.telemetry)
+        coverage = _less_what_is_off(replace(coverage, ledger=_source(summary)), off)
         if ended.remaining:
             coverage = _still_running(coverage, ended.remaining)
         _clear(world, world.box, summary)
@@ -91,7 +94,9 @@ class SegmentTelemetry:
             events_digest=events_digest,
             reads=summary.reads,
             hosts=tuple(_host(contact) for contact in summary.hosts),
-            writes=summary.writes if summary.writes_complete else None,
+            writes=summary.writes
+            if summary.writes_complete and not {"open", "mutate"}.intersection(off)
+            else None,
         )
 
     async def _ledger(self, world: World, began: int) -> int | None:
@@ -125,6 +130,17 @@ def _host(contact: HostContact) -> str:
     address = os.fsdecode(contact.name or contact.address)
     text = address if contact.family == "AF_UNIX" else f"{address}:{contact.port}"
     return f"{text} ({contact.error})" if contact.failed == contact.count else text
+
+
+def _less_what_is_off(coverage: Coverage, off: tuple[str, ...]) -> Coverage:
+    if not off:
+        return coverage
+    return replace(
+        coverage,
+        state="partial" if coverage.state == "full" else coverage.state,
+        reasons=(*coverage.reasons, f"not recorded, as was asked for: {', '.join(off)}"),
+        classes_off=off,
+    )
 
 
 def _still_running(coverage: Coverage, remaining: int) -> Coverage:

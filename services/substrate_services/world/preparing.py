@@ -64,6 +64,7 @@ class WorldRequest:
     policy_file: bytes | None = None
     before_span_id: str | None = None
     use_host_base: bool = False
+    telemetry: tuple[str, ...] = ()
 
 
 class NotRestorable(ServiceError):
@@ -208,6 +209,7 @@ class Preparer:
             idle_timeout_s=request.idle_timeout_s,
             policy_file=request.policy_file,
             restored_from=request.before_span_id,
+            telemetry=request.telemetry,
         )
         return Prepared(
             spec=spec,

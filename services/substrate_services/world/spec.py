@@ -48,6 +48,7 @@ class WorldSpec:
     idle_timeout_s: float | None
     policy_file: bytes | None
     restored_from: str | None  # span id, for a replay
+    telemetry: tuple[str, ...] = ()  # classes of events to record; all where empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ def _to_json(state: WorldState) -> JsonObject:
         "idle_timeout_s": spec.idle_timeout_s,
         "policy_file": bytesjson.encode(spec.policy_file) if spec.policy_file else None,
         "restored_from": spec.restored_from,
+        "telemetry": text_list(spec.telemetry),
         "first_snapshot": state.first_snapshot,
         "snapshot_id": state.snapshot_id,
         "inputs_digest": state.inputs_digest,
@@ -151,6 +153,7 @@ def _from_json(fields: Fields) -> WorldState:
         idle_timeout_s=fields.opt_number("idle_timeout_s"),
         policy_file=opt_bytes(fields, "policy_file"),
         restored_from=fields.opt_text("restored_from"),
+        telemetry=texts(fields, "telemetry") if fields.has("telemetry") else (),
     )
     return WorldState(
         spec=spec,

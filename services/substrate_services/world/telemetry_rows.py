@@ -59,7 +59,7 @@ def _ledger(found: BackendCapabilities) -> worlds_pb2.Capability:
         consequence=_UNTOLD,
         fix="run the host as root (a system host)"
         if found.rootless
-        else "a kernel from 5.10 on with CONFIG_DEBUG_INFO_BTF and cgroup v2, or CONFIG_PROC_EVENTS",
+        else "a kernel from 5.10 on with CONFIG_DEBUG_INFO_BTF, or with CONFIG_PROC_EVENTS",
     )
 
 

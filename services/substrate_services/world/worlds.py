@@ -18,7 +18,9 @@ from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.errors import ObjectError
 from substrate_services.objects.store import ObjectStore
-from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec
+from substrate_services.telemetry.classes import ALL as ALL_CLASSES
+from substrate_services.telemetry.classes import CLASSES_LINK, classes_mask
+from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec, Symlink
 from substrate_services.world.ids import new_id
 from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
@@ -222,7 +224,7 @@ class Worlds:
         mapping = self._backend.capabilities().id_mapping
         return BoxSpec(
             world_id=spec.world_id,
-            mounts=layout.mounts,
+            mounts=(*layout.mounts, *_class_switches(spec.telemetry)),
             hostname=spec.hostname,
             id_mapping="range" if mapping == "range" else "caller",
         )
@@ -394,6 +396,12 @@ def _created_detail(world: World) -> dict[str, JsonValue]:
         "restored_from": spec.restored_from,
         "keep": spec.keep,
     }
+
+
+def _class_switches(telemetry: tuple[str, ...]) -> tuple[Symlink, ...]:
+    mask = classes_mask(telemetry)
+    # Absent means all: programs then look for it once, and no more.
+    return () if mask == ALL_CLASSES else (Symlink(CLASSES_LINK, b"%x" % mask),)
 
 
 def _let_go(world: World) -> None:
