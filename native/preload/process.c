@@ -31,7 +31,8 @@
 /* After this many lost events, look again whether there is room for a segment. */
 #define RETRY_EVERY 512u
 #define EXEC_NUMBER_MAX 512u
-#define AWAIT_YIELDS 512
+#define AWAIT_YIELDS 100
+#define AWAIT_PAUSES 400 /* of 50 us and what the timer adds: at most some 40 ms */
 
 __thread struct sub_thread sub_self __attribute__((tls_model("initial-exec")));
 
@@ -67,9 +68,18 @@ static void attach(struct sub_thread *self, uint32_t chain, uint32_t index, uint
     self->limit = (uint32_t)made->size;
 }
 
+/*
+ * Where a reader finds it: in the thread's segment, or, of a thread that never got one, in the
+ * image's first, which is why that one is never unmapped.
+ */
 static uint64_t count_lost(struct sub_thread *self, uint64_t events) {
-    if (self->base != NULL && self->generation == sub_process->generation) {
-        struct sub_segment *header = (struct sub_segment *)(void *)self->base;
+    unsigned char *base = NULL;
+    if (self->base != NULL && self->generation == sub_process->generation)
+        base = self->base;
+    else if (__atomic_load_n(&sub_process->phase, __ATOMIC_ACQUIRE) == SUB_PHASE_READY)
+        base = sub_process->first;
+    if (base != NULL) {
+        struct sub_segment *header = (struct sub_segment *)(void *)base;
         return __atomic_add_fetch(&header->lost, events, __ATOMIC_RELAXED);
     }
     return __atomic_add_fetch(&sub_process->lost, events, __ATOMIC_RELAXED);
@@ -106,7 +116,8 @@ static void thread_ended(void *unused) {
             return;
         }
     }
-    SYS2(SYS_munmap, base, ((struct sub_segment *)(void *)base)->size);
+    if (base != sub_process->first)
+        SYS2(SYS_munmap, base, ((struct sub_segment *)(void *)base)->size);
 }
 
 static bool adopt_chain(struct sub_thread *self) {
@@ -165,11 +176,15 @@ static void watch_thread_end(const struct sub_thread *self) {
  * for want of them. It waits, but only so long: the other may be stopped, or of a lower priority.
  */
 static bool await_image(const struct sub_process *process) {
-    for (int i = 0; i < AWAIT_YIELDS; i++) {
+    const struct timespec pause = {0, 50000};
+    for (int i = 0; i < AWAIT_YIELDS + AWAIT_PAUSES; i++) {
         uint32_t phase = __atomic_load_n(&process->phase, __ATOMIC_ACQUIRE);
         if (phase != SUB_PHASE_STARTING)
             return phase == SUB_PHASE_READY;
-        SYS0(SYS_sched_yield);
+        if (i < AWAIT_YIELDS)
+            SYS0(SYS_sched_yield);
+        else /* it lost its processor */
+            SYS2(SYS_nanosleep, &pause, NULL);
     }
     return false;
 }
@@ -205,6 +220,7 @@ static bool start_image(struct sub_thread *self, bool forked) {
     }
     image = identity;
     process->self = identity;
+    process->first = made.base;
     process->next_chain = chain + 1;
     __atomic_store_n(&process->generation, __atomic_add_fetch(&generations, 1, __ATOMIC_RELAXED),
                      __ATOMIC_RELEASE);
@@ -242,7 +258,8 @@ static bool extend_chain(struct sub_thread *self, uint32_t length) {
     uint64_t size = header->size;
     attach(self, self->chain, index, sequence, &made);
     __atomic_fetch_or(&header->state, SUB_STATE_CONTINUED, __ATOMIC_RELEASE);
-    if (self->open == 0) /* else an interrupted frame still writes there: leave it mapped */
+    /* Not while an interrupted frame still writes there. */
+    if (self->open == 0 && old != sub_process->first)
         SYS2(SYS_munmap, old, size);
     return true;
 }

@@ -52,6 +52,7 @@ struct sub_process {
     uint32_t next_chain;
     uint32_t reserved;
     uint64_t lost;            /* events lost while there was no segment to count them in */
+    unsigned char *first;     /* the image's first segment, mapped to the end: see count_lost */
     unsigned char *spare[32]; /* segments of threads that ended, with their chains */
     uint64_t spare_claim[32];
 };
