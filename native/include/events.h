@@ -174,7 +174,7 @@ enum sub_tag {
     SUB_TAG_DIRECTORY2 = 4, /* what arg[3] leads to, for a relative PATH2 */
     SUB_TAG_CWD = 5,        /* absolute */
     SUB_TAG_ARGV = 6,       /* each argument with its NUL */
-    SUB_TAG_EXE = 7,        /* /proc/self/exe */
+    SUB_TAG_EXE = 7,        /* absolute, as execve was given it; of a script, its interpreter */
     SUB_TAG_ENV_DIGEST = 8, /* u64, the same for any order of the same variables */
     SUB_TAG_VARIABLE = 9,   /* NAME=value of a SUBSTRATE_* id or TRACEPARENT */
     SUB_TAG_HELLO = 10,     /* struct sub_hello */
