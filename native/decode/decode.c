@@ -19,4 +19,5 @@ void decode_all(const struct options *options) {
     images_free(&images);
     ledger_free(&ledger);
     free(segments.list);
+    free(segments.spare);
 }

@@ -113,6 +113,7 @@ struct segments {
     uint32_t count;
     uint64_t unreadable, foreign, torn, corrupt; /* files, files, records, files */
     uint64_t forged, forged_events, late;        /* files, records, files; see reconcile.c */
+    char *spare; /* a reader's buffer that waits for the next: most chains are short */
 };
 
 void read_segments(struct segments *segments, int directory);
@@ -122,7 +123,7 @@ void segment_name(char name[SEGMENT_NAME_MAX], const struct sub_identity *self, 
 
 /* One chain of an image, read in order. */
 struct reader {
-    const struct segments *segments;
+    struct segments *segments;
     int directory;
     uint32_t next, end; /* segments still to come */
     uint32_t current;
@@ -139,8 +140,8 @@ struct reader {
 #endif
 _Static_assert(READER_BYTES >= SUB_RECORD_MAX + sizeof(struct sub_record), "a record must fit");
 
-void reader_open(struct reader *reader, const struct segments *segments, int directory,
-                 uint32_t first, uint32_t end);
+void reader_open(struct reader *reader, struct segments *segments, int directory, uint32_t first,
+                 uint32_t end);
 /* The next whole record, valid until the next call; NULL at the end. */
 const struct sub_record *reader_next(struct reader *reader);
 void reader_close(struct reader *reader);

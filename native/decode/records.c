@@ -9,8 +9,8 @@
 
 #include "decode.h"
 
-void reader_open(struct reader *reader, const struct segments *segments, int directory,
-                 uint32_t first, uint32_t end) {
+void reader_open(struct reader *reader, struct segments *segments, int directory, uint32_t first,
+                 uint32_t end) {
     memset(reader, 0, sizeof(*reader));
     reader->segments = segments;
     reader->directory = directory;
@@ -18,13 +18,17 @@ void reader_open(struct reader *reader, const struct segments *segments, int dir
     reader->end = end;
     reader->current = first;
     reader->fd = -1;
-    reader->bytes = allocate(READER_BYTES);
+    reader->bytes = segments->spare != NULL ? segments->spare : allocate(READER_BYTES);
+    segments->spare = NULL;
 }
 
 void reader_close(struct reader *reader) {
     if (reader->fd >= 0)
         file_close(reader->fd);
-    free(reader->bytes);
+    if (reader->segments->spare == NULL)
+        reader->segments->spare = reader->bytes;
+    else
+        free(reader->bytes);
     reader->fd = -1;
     reader->bytes = NULL;
 }

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from substrate_services.native_paths import native_path
 from substrate_services.telemetry.segments import prepare_directory
 from tests.native import segment_files as sf
+from tests.native.ledger_files import Ledger
 from tests.native.recording import ROOT, Recorder, compiler, decode
 from tests.native.segment_files import Segment
 
@@ -47,14 +48,16 @@ def checked_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def _run(decoder: Path, directory: Path, *options: str) -> tuple[int, bytes, bytes, bytes]:
+def _run(
+    decoder: Path, directory: Path, *options: str, fds: tuple[int, ...] = ()
+) -> tuple[int, bytes, bytes, bytes]:
     """(exit code, events, summary, complaints) of one run."""
     fd = os.open(directory, os.O_RDONLY)
     summary_fd = os.memfd_create("summary")
     try:
         done = subprocess.run(
             [decoder, f"--dirfd={fd}", f"--summary-fd={summary_fd}", "--span=s", *options],
-            check=False, capture_output=True, pass_fds=(fd, summary_fd), timeout=60,
+            check=False, capture_output=True, pass_fds=(fd, summary_fd, *fds), timeout=60,
             env={"ASAN_OPTIONS": "detect_leaks=0"},
         )  # fmt: skip
         os.lseek(summary_fd, 0, os.SEEK_SET)
@@ -71,7 +74,7 @@ def _assert_sane(result: tuple[int, bytes, bytes, bytes]) -> None:
     code, events, summary, complaints = result
     assert code == 0, complaints.decode(errors="replace")
     for line in events.splitlines():
-        assert json.loads(line)["source"] == "self_reported"
+        assert json.loads(line)["source"] in ("self_reported", "kernel")
     json.loads(summary)
 
 
@@ -93,6 +96,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     made.add(sf.record(7, 16, at=1, arg=(1, 2, 3, 4), fields=sf.text(15, b"12345678")))
     made.add(sf.record(12, 113, at=2, fields=sf.text(11, struct.pack("<HH4s8x", 2, 80, b"abcd"))))
     made.add(sf.record(13, 115, at=3, fields=sf.text(12, b"name") + sf.text(11, b"\x01\x00/sock")))
+    made.call(
+        sf.OPEN, "openat", (sf.PATH, b"x"), (sf.DIRECTORY, b"/d"), (sf.DIRECTORY_ID, b"8bytes..")
+    )
+    made.call(sf.MUTATE, "rename", (sf.PATH, b"/d"), (sf.PATH2, b"/e"))
+    made.call(sf.STAT, "stat", (sf.PATH, b"x"), (sf.STAT_COUNTS, bytes(24)))
+    made.call(sf.TRANSFER, "read", (sf.TRANSFER_COUNTS, bytes(40)), arg=(3, 0, 0, 0))
+    made.call(sf.SOURCES, "time", (sf.SOURCE_COUNTS, bytes(64)))
+    made.call(sf.LOAD, "dlopen", (sf.LIBRARIES, b"/a\0/b\0"))
     found[made.name] = made.data()
     assert len(found) > 5
     return found
@@ -135,15 +146,21 @@ def test_mutated_segments_are_survived(
     _assert_sane(_run(checked_decoder, segments, "--root-pid=10", "--max-events=3"))
 
 
+# Of the sizes that the counts of sums have.
+_COUNTS = st.sampled_from((24, 40, 64)).flatmap(
+    lambda size: st.binary(min_size=size, max_size=size)
+)
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     bodies=st.lists(
         st.tuples(
-            st.integers(0, 16),
-            st.integers(0, 130),
-            st.lists(st.tuples(st.integers(0, 16), st.binary(max_size=80)), max_size=5),
+            st.integers(0, 24),
+            st.integers(0, len(sf.OPERATIONS) + 2),
+            st.lists(st.tuples(st.integers(0, 22), st.binary(max_size=80) | _COUNTS), max_size=5),
             st.tuples(*(st.integers(-(2**31), 2**31 - 1) for _ in range(4))),
             st.integers(-(2**63), 2**63 - 1),
             st.integers(0, 2**32 - 1),
@@ -186,6 +203,37 @@ def test_a_record_that_was_never_finished_is_stepped_over(segments: Path) -> Non
     summary, events = decode(segments)
     assert [e["path"] for e in events if e.get("syscall") == "open"] == ["/before", "/after"]
     assert summary.torn == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_mutated_ledgers_are_survived(
+    checked_decoder: Path, corpus: dict[str, bytes], segments: Path, seed: int
+) -> None:
+    for name, data in corpus.items():
+        (segments / name).write_bytes(data)
+    ledger = Ledger(attested=True).fork(10, 1, 100).run(10, 110, b"/bin/prog")
+    for number, name in enumerate(corpus, 20):
+        ledger.fork(number, 10, 200 + number).run(number, 300 + number, b"/bin/x")
+        ledger.made(10 if number % 2 else number, 400 + number, name).removed(number, 500, name)
+        ledger.exit(number, 10**15, number)
+    path = segments.parent / "ledger"
+    path.write_bytes(_mutate(ledger.data(), random.Random(seed)))
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for options in ((), ("--root-pid=10",), ("--root-pid=21", "--root-after=150")):
+            result = _run(checked_decoder, segments, f"--ledger-fd={fd}", *options, fds=(fd,))
+            _assert_sane(result)
+    finally:
+        os.close(fd)
+
+
+def test_a_process_of_very_many_images_does_not_take_forever(segments: Path) -> None:
+    for number in range(1, 15_001):
+        image = Segment(10, exec_number=number, created=1000 + number)
+        (segments / image.name).write_bytes(image.data(0))
+    summary, _ = decode(segments, root_pid=10)
+    assert summary.failure == ""
+    assert summary.processes_total == 15_000
 
 
 def test_parents_in_a_circle_end(checked_decoder: Path, segments: Path) -> None:
