@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from substrate_sdk.errors import SubstrateError
     from substrate_sdk.records import Divergence, Explanation, Progress, Report, Span
     from substrate_sdk.types import (
+        Applied,
         Blocked,
         Capability,
         Change,
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
         Output,
         Process,
         Result,
+        Snapshot,
         WorldInfo,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Applied",
     "AsyncExec",
     "AsyncSession",
     "AsyncSubstrate",
@@ -65,6 +68,7 @@ __all__ = [
     "Report",
     "Result",
     "Session",
+    "Snapshot",
     "Span",
     "Substrate",
     "SubstrateError",

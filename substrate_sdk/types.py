@@ -8,6 +8,7 @@ record does not fail for it. Steps, replays and policies are in :mod:`substrate_
 
 from __future__ import annotations
 
+from substrate_sdk._commits import Applied, Snapshot
 from substrate_sdk._facts import (
     Blocked,
     Change,
@@ -30,6 +31,7 @@ from substrate_sdk._results import CommandFailed, Result
 from substrate_sdk._worlds import Capability, Limits, WorldInfo
 
 __all__ = [
+    "Applied",
     "Blocked",
     "Capability",
     "Change",
@@ -49,6 +51,7 @@ __all__ = [
     "PolicyMode",
     "Process",
     "Result",
+    "Snapshot",
     "TerminationReason",
     "WorldInfo",
 ]

@@ -13,6 +13,9 @@ _MODULES = {
     "run": "run",
     "world": "world",
     "diff": "diff",
+    "apply": "commits",
+    "fork": "commits",
+    "rollback": "commits",
     "trace": "trace",
     "replay": "replay",
     "policy": "policy",
@@ -20,7 +23,7 @@ _MODULES = {
     "down": "host",
     "doctor": "doctor",
 }
-_NOT_BUILT = ("shell", "shim", "apply", "fork", "rollback", "approvals", "serve")
+_NOT_BUILT = ("shell", "shim", "approvals", "serve")
 
 _HELP = """\
 usage: substrate COMMAND … | substrate -c "SHELL COMMAND"
@@ -31,6 +34,9 @@ Runs commands of agents in isolated worlds, records what they do, and replays it
   -c "CMD"               the same, for the shell
   world                  create, list, exec, rm: worlds that stay
   diff @last|SPAN|WORLD  what it changed, as a patch
+  fork @last|SPAN|WORLD  a new world with the tree after it
+  rollback SPAN|WORLD    set a world's tree to that after a step, or to what it was at first
+  apply @last|SPAN|WORLD write its changes to the project on the host
   trace                  ls, show, events, verify: what was recorded
   replay @last|SPAN      run it again in a fresh world: identical, or where it parted ways
   policy                 check, explain

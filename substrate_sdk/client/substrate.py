@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import worlds_pb2
-from substrate_sdk.client import methods, requests
+from substrate_sdk.client import commits, methods, requests
 from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.opening import Opening
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldOptions
@@ -16,7 +16,7 @@ from substrate_sdk.client.transport import Runtime
 from substrate_sdk.client.worlds import AsyncDiff, AsyncWorld, read_diff
 from substrate_sdk.config import Endpoint, HostPaths, endpoint_from_env, parse_endpoint
 from substrate_sdk.errors import SubstrateError
-from substrate_sdk.types import Capability, Result, WorldInfo
+from substrate_sdk.types import Applied, Capability, Result, WorldInfo
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -222,6 +222,42 @@ class AsyncSubstrate:
             token = answer.next_page_token
             if not token:
                 return found
+
+    def fork(self, at: SpanLike, *, keep: bool = False) -> Opening[AsyncWorld]:
+        """Make a world with the tree after a step, also when the step's world is gone.
+
+        It is like the step's world, and belongs to its session. Where that is gone it stays until
+        it is removed; here it is removed at the end of a with block, unless it is to be kept.
+
+        Args:
+            at: a span as for :meth:`span`.
+            keep: it stays at the end of a with block.
+
+        Raises:
+            SpanNotFound: there is no such step.
+            NotRestorable: parts of the tree cannot be had any more; the message names them.
+        """
+        return Opening(lambda: self.make_fork(at, keep=keep))
+
+    async def make_fork(self, at: SpanLike, *, keep: bool) -> AsyncWorld:
+        """As :meth:`fork`."""
+        made = await commits.fork(self._connection, at)
+        return AsyncWorld(self._connection, made, agent_id="", remove=not keep)
+
+    async def apply(
+        self,
+        span: SpanLike,
+        *paths: PathLike,
+        dry_run: bool = False,
+        consent: Sequence[PathLike] = (),
+    ) -> Applied:
+        """Write what a step's world had changed by then to the project on the host.
+
+        A fork of the step is made for that and removed again, so that the step's world, which may
+        be gone, stays as it is. For the arguments see ``World.apply``.
+        """
+        async with self.fork(span) as made:
+            return await made.apply(*paths, dry_run=dry_run, consent=consent)
 
     async def remove_world(self, world_id: str) -> None:
         """End everything in a world and take it down. Idempotent."""

@@ -6,7 +6,7 @@ There is no logic here, and no event loop either; ``transport.drive`` says how t
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
@@ -28,7 +28,16 @@ from substrate_sdk.client.substrate import (
 from substrate_sdk.client.transport import BlockingRuntime, drive
 from substrate_sdk.client.worlds import AsyncDiff, AsyncWorld
 from substrate_sdk.config import Endpoint
-from substrate_sdk.types import Capability, Change, Decision, Output, Result, WorldInfo
+from substrate_sdk.types import (
+    Applied,
+    Capability,
+    Change,
+    Decision,
+    Output,
+    Result,
+    Snapshot,
+    WorldInfo,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -425,6 +434,72 @@ class World:
         """All that the world changed since it was made."""
         return Diff(drive(self._inner.diff()))
 
+    def snapshot(self) -> Snapshot:
+        """Keep its tree as it is now; no step.
+
+        ``sub.world(base=f"snapshot:{snapshot.snapshot_id}")`` makes a world of it.
+        """
+        return drive(self._inner.snapshot())
+
+    def fork(self, at: SpanLike, *, keep: bool = False) -> World:
+        """Make a world with the tree that this one had after a step; files only.
+
+        Args:
+            at: the step: a result, a span, its id or a prefix of it.
+            keep: it stays at the end of a with block.
+
+        Raises:
+            SpanNotFound: there is no such step.
+            NotRestorable: parts of the tree cannot be had any more; the message names them.
+        """
+        return World(drive(self._inner.fork(at, keep=keep)))
+
+    def rollback(self, to: SpanLike, *, kill: bool = False) -> int:
+        """Set its tree to that after a step of its own; files only. A step itself.
+
+        Args:
+            to: the step: a result, a span, its id or a prefix of it.
+            kill: end what runs in it, which otherwise is a reason to refuse.
+
+        Returns:
+            The world's new generation.
+
+        Raises:
+            TreeInUse: processes hold files in the tree; ``metadata["held_by"]`` lists them.
+            SpanNotFound: there is no such step of this world.
+        """
+        return drive(self._inner.rollback(to, kill=kill))
+
+    def discard(self, *paths: PathLike) -> Result:
+        """Forget what it changed since it was made: all of it, or some paths. A step itself.
+
+        Args:
+            paths: absolute, or relative to the world's cwd; each with all that is below it.
+
+        Raises:
+            TreeInUse: processes hold files in the tree.
+        """
+        return drive(self._inner.discard(*paths))
+
+    def apply(
+        self, *paths: PathLike, dry_run: bool = False, consent: Sequence[PathLike] = ()
+    ) -> Applied:
+        """Write its changes to the project on the host, all or nothing. A step itself.
+
+        Args:
+            paths: absolute, or relative to the world's cwd, each with all that is below it; none
+                means all of the project.
+            dry_run: only say what would happen.
+            consent: paths that execute later on the host (git hooks, CI and editor tasks) and may
+                be written all the same, each by name.
+
+        Raises:
+            Conflict: the host's files are not those that the world was made from.
+            ConsentNeeded: paths that execute later on the host were not agreed to.
+            PolicyDenied: policy does not let it.
+        """
+        return drive(self._inner.apply(*paths, dry_run=dry_run, consent=consent))
+
     def remove(self) -> None:
         """End everything in it and take it down; its records stay. Idempotent."""
         drive(self._inner.remove())
@@ -557,6 +632,36 @@ class Substrate:
             session_id: only those of this session.
         """
         return drive(self._inner.worlds(session_id=session_id))
+
+    def fork(self, at: SpanLike, *, keep: bool = False) -> World:
+        """Make a world with the tree after a step, also when the step's world is gone.
+
+        It is like the step's world, and belongs to its session. Where that is gone it stays until
+        it is removed; here it is removed at the end of a with block, unless it is to be kept.
+
+        Args:
+            at: a span as for :meth:`span`.
+            keep: it stays at the end of a with block.
+
+        Raises:
+            SpanNotFound: there is no such step.
+            NotRestorable: parts of the tree cannot be had any more; the message names them.
+        """
+        return World(drive(self._inner.make_fork(at, keep=keep)))
+
+    def apply(
+        self,
+        span: SpanLike,
+        *paths: PathLike,
+        dry_run: bool = False,
+        consent: Sequence[PathLike] = (),
+    ) -> Applied:
+        """Write what a step's world had changed by then to the project on the host.
+
+        A fork of the step is made for that and removed again, so that the step's world, which may
+        be gone, stays as it is. For the arguments see ``World.apply``.
+        """
+        return drive(self._inner.apply(span, *paths, dry_run=dry_run, consent=consent))
 
     def remove_world(self, world_id: str) -> None:
         """End everything in a world and take it down. Idempotent."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import commits_pb2, worlds_pb2
-from substrate_sdk.client import methods, requests
+from substrate_sdk.client import commits, methods, requests
 from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.execs import AsyncExec, OutputCallback
 from substrate_sdk.client.files import AsyncFiles
 from substrate_sdk.client.requests import CommandLike, PathLike
 from substrate_sdk.errors import SubstrateError
-from substrate_sdk.types import Change, CommandFailed, Result, WorldInfo
+from substrate_sdk.types import Applied, Change, CommandFailed, Result, Snapshot, WorldInfo
+
+if TYPE_CHECKING:
+    from substrate_sdk.client.substrate import SpanLike
 
 
 class AsyncDiff:
@@ -240,6 +243,75 @@ class AsyncWorld:
     async def diff(self) -> AsyncDiff:
         """All that the world changed since it was made."""
         return await read_diff(self._connection, world_id=self.world_id)
+
+    async def snapshot(self) -> Snapshot:
+        """Keep its tree as it is now; no step.
+
+        ``sub.world(base=f"snapshot:{snapshot.snapshot_id}")`` makes a world of it.
+        """
+        return await commits.snapshot(self._connection, self.world_id)
+
+    async def fork(self, at: SpanLike, *, keep: bool = False) -> AsyncWorld:
+        """Make a world with the tree that this one had after a step; files only.
+
+        Args:
+            at: the step: a result, a span, its id or a prefix of it.
+            keep: it stays at the end of a with block.
+
+        Raises:
+            SpanNotFound: there is no such step.
+            NotRestorable: parts of the tree cannot be had any more; the message names them.
+        """
+        made = await commits.fork(self._connection, at)
+        return AsyncWorld(self._connection, made, agent_id=self._agent_id, remove=not keep)
+
+    async def rollback(self, to: SpanLike, *, kill: bool = False) -> int:
+        """Set its tree to that after a step of its own; files only. A step itself.
+
+        Args:
+            to: the step: a result, a span, its id or a prefix of it.
+            kill: end what runs in it, which otherwise is a reason to refuse.
+
+        Returns:
+            The world's new generation.
+
+        Raises:
+            TreeInUse: processes hold files in the tree; ``metadata["held_by"]`` lists them.
+            SpanNotFound: there is no such step of this world.
+        """
+        return await commits.rollback(self._connection, self.world_id, to, kill=kill)
+
+    async def discard(self, *paths: PathLike) -> Result:
+        """Forget what it changed since it was made: all of it, or some paths. A step itself.
+
+        Args:
+            paths: absolute, or relative to the world's cwd; each with all that is below it.
+
+        Raises:
+            TreeInUse: processes hold files in the tree.
+        """
+        return await commits.discard(self._connection, self.world_id, paths)
+
+    async def apply(
+        self, *paths: PathLike, dry_run: bool = False, consent: Sequence[PathLike] = ()
+    ) -> Applied:
+        """Write its changes to the project on the host, all or nothing. A step itself.
+
+        Args:
+            paths: absolute, or relative to the world's cwd, each with all that is below it; none
+                means all of the project.
+            dry_run: only say what would happen.
+            consent: paths that execute later on the host (git hooks, CI and editor tasks) and may
+                be written all the same, each by name.
+
+        Raises:
+            Conflict: the host's files are not those that the world was made from.
+            ConsentNeeded: paths that execute later on the host were not agreed to.
+            PolicyDenied: policy does not let it.
+        """
+        return await commits.apply(
+            self._connection, self.world_id, paths, dry_run=dry_run, consent=consent
+        )
 
     async def remove(self) -> None:
         """End everything in it and take it down; its records stay. Idempotent."""

@@ -36,7 +36,7 @@ TWINS = [
 ]
 
 #: How the blocking client reaches them without Opening.
-INTERNAL = {"over", "begin_session", "make_world"}
+INTERNAL = {"over", "begin_session", "make_fork", "make_world"}
 
 
 def public(cls: type) -> dict[str, object]:

@@ -29,6 +29,7 @@ from substrate_services.replay.report import (
 )
 
 _HOST_NAME = b"substrate"
+_NOT_REPLAYED = ("apply", "discard", "rollback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,8 @@ class Runner:
 def _cannot_be_replayed(recorded: SpanRecord) -> str | None:
     if recorded.termination_reason == "DENIED":
         return f"it never ran: policy denied it (rule {recorded.decision.rule_id})"
+    if recorded.kind in _NOT_REPLAYED:
+        return f"replaying a step of kind {recorded.kind} is not built yet: it runs no command"
     if recorded.action.snapshot_id is None:
         return "the tree before it was not kept"
     return None

@@ -9,7 +9,7 @@ from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_g
 from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
 from substrate_services.wire.convert import command_to_proto, decision_from_proto
-from substrate_services.world.execs import StepKind
+from substrate_services.world.execs import HOST_KINDS, StepKind
 from substrate_services.world.worlds import World
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class BrokerClient:
         if kind == "exec":
             facts.kind = broker_pb2.STEP_KIND_EXEC
             facts.command.CopyFrom(command_to_proto(action.command))
+        elif kind == "apply":
+            facts.kind = broker_pb2.STEP_KIND_APPLY
+            facts.paths.extend(action.command.argv[1:])
+        elif kind in HOST_KINDS:
+            facts.kind = broker_pb2.STEP_KIND_FILES  # of the world's own files
         else:
             facts.kind = broker_pb2.STEP_KIND_FILES
             facts.paths.append(_written(action))

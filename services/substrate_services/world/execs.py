@@ -15,7 +15,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -54,7 +54,9 @@ from substrate_services.world.worlds import World, Worlds
 
 log = logging.getLogger(__name__)
 
-StepKind = Literal["exec", "files.write"]
+StepKind = Literal["exec", "files.write", "apply", "discard", "rollback"]
+#: Steps that the host itself does, without the world's init.
+HOST_KINDS = ("apply", "discard", "rollback")
 DEFAULT_UMASK = 0o022
 OUTPUT_LIMIT_BYTES = 256 << 20
 # Until worlds have limits of their own (cgroups): each has its own range of ids, so this counts
@@ -63,6 +65,7 @@ PROCESS_LIMIT = 4_096
 FILES_PROGRAM = b"substrate-files"  # argv[0] of a recorded Files step
 _EXEC_FILE = "exec.json"
 _STDIN_FILE = "stdin"
+_OUTCOME_FILE = "outcome"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +195,37 @@ class Execs:
                 f"world {world.spec.world_id} ended unexpectedly; its records are kept, "
                 "make another world",
             )
+        # A rollback is not to find a command that is about to start.
+        async with world.gate.shared():
+            return await self._decide_and_start(world, request)
+
+    async def _decide_and_start(self, world: World, request: ExecRequest) -> Exec:
         world.touch()
         action, replay_of, kind = self._resolve(world, request)
         decision = await self._decider.decide(world, action, kind)
+        exec_ = self._begin(world, request, kind, action, decision=decision, replay_of=replay_of)
+        try:
+            if is_denied(decision):
+                await self._finish(world, exec_, Ended.denied(decision))
+                return exec_
+            await self._start_in_box(world, exec_, request)
+        except BaseException:
+            self._execs[world.spec.world_id].pop(request.exec_id, None)
+            raise
+        return exec_
+
+    def _begin(
+        self,
+        world: World,
+        request: ExecRequest,
+        kind: StepKind,
+        action: Action,
+        *,
+        decision: Decision,
+        replay_of: SpanRecord | None = None,
+    ) -> Exec:
+        """Journal that a step begins."""
         action = replace(action, policy_hash=decision.policy_hash)
-        denied = decision.enforced and decision.action != "allow"
         caller_trace, caller_span = _caller(request.traceparent)
         start = SpanStart(
             span_id=new_span_id(),
@@ -223,14 +252,44 @@ class Execs:
         try:
             self._journal.append(start_to_line(start))
             _write_exec_file(exec_.directory, start)
-            if denied:
-                await self._finish(world, exec_, Ended.denied(decision))
-                return exec_
-            await self._start_in_box(world, exec_, request)
         except BaseException:
             self._execs[world.spec.world_id].pop(request.exec_id, None)
             raise
         return exec_
+
+    # -- steps that the host does itself -------------------------------------------------------
+
+    async def begin_host_step(
+        self, world: World, request: ExecRequest, answer: Callable[[Decision], Decision]
+    ) -> Exec:
+        """Decide about a step that needs no init, and journal that it begins.
+
+        Args:
+            world: where it belongs.
+            request: its id, kind, and as argv its words.
+            answer: what becomes of the broker's answer, as the person who asks may answer it.
+
+        Returns:
+            The step: finished where it was denied, else to be ended by :meth:`end_host_step`.
+        """
+        world.touch()
+        action, _replay_of, kind = self._resolve(world, request)
+        decision = answer(await self._decider.decide(world, action, kind))
+        exec_ = self._begin(world, request, kind, action, decision=decision)
+        if is_denied(decision):
+            await self._finish(world, exec_, Ended.denied(decision))
+        else:
+            world.running += 1
+        return exec_
+
+    async def end_host_step(self, world: World, exec_: Exec, ended: Ended) -> SpanRecord:
+        """Record a step of :meth:`begin_host_step`."""
+        await self._finish(world, exec_, ended)
+        return await self.wait(world, exec_)
+
+    def find(self, world: World, exec_id: str) -> Exec | None:
+        """The exec; None where there is none."""
+        return self._find(world, exec_id)
 
     async def _start_in_box(self, world: World, exec_: Exec, request: ExecRequest) -> None:
         action = exec_.start.action
@@ -452,13 +511,13 @@ class Execs:
     def world_lost(self, world: World) -> None:
         """The world's init is gone: its execs have ended, and nobody saw how."""
         for exec_ in self.all(world):
-            if exec_.phase == "running":
+            if exec_.phase == "running" and exec_.start.kind not in HOST_KINDS:
                 self._track(self._finish(world, exec_, Ended.lost()))
 
     async def end_all(self, world: World) -> None:
         """Record the execs that a removal of the world has ended."""
         for exec_ in self.all(world):
-            if exec_.phase == "running":
+            if exec_.phase == "running" and exec_.start.kind not in HOST_KINDS:
                 await self._finish(world, exec_, Ended.removed())
             await exec_.done.wait()
         self._execs.pop(world.spec.world_id, None)
@@ -501,7 +560,8 @@ class Execs:
             exec_.phase = "finished"
             exec_.done.set()
             world.touch()
-        if not ended.never_ran and not world.lost and not world.removing:
+        by_init = exec_.start.kind not in HOST_KINDS
+        if by_init and not ended.never_ran and not world.lost and not world.removing:
             with contextlib.suppress(InitGone):
                 await world.init.forget(exec_.exec_id)
 
@@ -538,7 +598,7 @@ class Execs:
                 if state is not None:
                     exec_.start = _with_first_pid(exec_.start, state.pid)
                 if state is None:
-                    self._track(self._finish(world, exec_, Ended.lost()))
+                    self._track(self._finish(world, exec_, outcome_of(exec_)))
                 elif state.phase is Phase.EXITED:
                     self._track(self._finish(world, exec_, Ended.of(state, killed_by_user=False)))
                 else:
@@ -569,6 +629,29 @@ class Execs:
                 exec_.stdin_received = stdin.stat().st_size
             found.append(exec_)
         return found
+
+
+def note_outcome(exec_: Exec, message: bytes = b"") -> Ended:
+    """Keep on disk that a step of the host's own is done, before its record is made."""
+    scratch = exec_.directory / f"{_OUTCOME_FILE}.new"
+    scratch.write_bytes(message)
+    scratch.replace(exec_.directory / _OUTCOME_FILE)
+    return outcome_of(exec_)
+
+
+def outcome_of(exec_: Exec) -> Ended:
+    """How a step ended whose end this process has not seen."""
+    try:
+        message = (exec_.directory / _OUTCOME_FILE).read_bytes()
+    except FileNotFoundError:
+        return Ended.lost()
+    took_ns = max(0, time.time_ns() - round(exec_.start.start_time * 1e9))
+    return Ended("EXITED", 0, duration_ns=took_ns, message=message)
+
+
+def is_denied(decision: Decision) -> bool:
+    """Whether a step may not go on."""
+    return decision.enforced and decision.action != "allow"
 
 
 def _command(request: ExecRequest) -> Command:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, files_pb2, worlds_pb2
 from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.telemetry.classes import classes_mask
 from substrate_services.wire import validation
 from substrate_services.wire.convert import (
     command_to_proto,
@@ -15,7 +16,6 @@ from substrate_services.wire.convert import (
     result_to_proto,
     timestamp_to_proto,
 )
-from substrate_services.telemetry.classes import classes_mask
 from substrate_services.world.backends.base import BackendCapabilities
 from substrate_services.world.execs import FILES_PROGRAM, Exec, ExecRequest
 from substrate_services.world.output_log import Frame, Stream
@@ -45,10 +45,14 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
     if request.session_id:
         validation.session_id("session_id", request.session_id)
     source = request.source.WhichOneof("source")
-    if source not in (None, "before_span_id"):
+    if source in ("directory", "image"):
         raise _not_built(f"a world from source.{source}")
     if source == "before_span_id":
         validation.span_id("source.before_span_id", request.source.before_span_id)
+    if source == "after_span_id":
+        validation.span_id("source.after_span_id", request.source.after_span_id)
+    if source == "snapshot_id":
+        validation.digest("source.snapshot_id", request.source.snapshot_id)
     if request.limits.ListFields():
         raise _not_built(f"limits.{request.limits.ListFields()[0][0].name}")
     if request.secrets:
@@ -80,6 +84,8 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
         if request.policy_file
         else None,
         before_span_id=request.source.before_span_id or None,
+        after_span_id=request.source.after_span_id or None,
+        snapshot_id=request.source.snapshot_id or None,
         use_host_base=request.source.use_host_base,
         telemetry=_telemetry(request.telemetry),
     )
@@ -179,6 +185,7 @@ def world_to_proto(world: World, *, moved_base: Iterable[bytes] = ()) -> worlds_
         created_at=timestamp_to_proto(spec.created_at),
         keep=spec.keep,
         steps=world.state.steps,
+        generation=world.state.generation,
         running=world.running,
         labels=[types_pb2.Label(key=key, value=value) for key, value in spec.labels],
         snapshot_id=world.state.snapshot_id,

@@ -20,12 +20,12 @@ from substrate_services.world.backends.base import Backend
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
 from substrate_services.world.ids import new_id, new_trace_id
 from substrate_services.world.injection import Injection, choose_injection
-from substrate_services.world.inputs import get_inputs
 from substrate_services.world.layers import walk_directory
 from substrate_services.world.layout import Layout, LayoutRequest, make_layout
 from substrate_services.world.layout_file import save_layout
 from substrate_services.world.profile import DEFAULT_PATH, allowed_env
 from substrate_services.world.project import Project, ProjectRefused, find_project
+from substrate_services.world.removal import remove_tree
 from substrate_services.world.restore import (
     Missing,
     RestorePlan,
@@ -34,7 +34,13 @@ from substrate_services.world.restore import (
     fill_uppers,
     plan_restore,
 )
-from substrate_services.world.snapshots import BaseRecord, put_directory
+from substrate_services.world.snapshots import (
+    BaseRecord,
+    get_base,
+    get_snapshot,
+    put_directory,
+)
+from substrate_services.world.sources import TreeSource, after_span, before_span, of_snapshot
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.tree import WorldTree
 
@@ -63,6 +69,8 @@ class WorldRequest:
     idle_timeout_s: float | None = None
     policy_file: bytes | None = None
     before_span_id: str | None = None
+    after_span_id: str | None = None
+    snapshot_id: str | None = None
     use_host_base: bool = False
     telemetry: tuple[str, ...] = ()
 
@@ -70,7 +78,7 @@ class WorldRequest:
 class NotRestorable(ServiceError):
     """A recorded tree cannot be had on this host; ``missing`` says what of it."""
 
-    def __init__(self, span_id: str, missing: tuple[Missing, ...]) -> None:
+    def __init__(self, words: str, missing: tuple[Missing, ...]) -> None:
         first = missing[0]
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         named: list[dict[str, str]] = []
@@ -81,7 +89,7 @@ class NotRestorable(ServiceError):
                 break
         super().__init__(
             "NOT_RESTORABLE",
-            f"the tree before span {span_id} cannot be restored: {os.fsdecode(first.path)} "
+            f"{words} cannot be restored: {os.fsdecode(first.path)} "
             f"({first.reason}){more}; put it back, or use the host's base knowingly",
             {"missing": json.dumps(named, ensure_ascii=True), "count": str(len(missing))},
         )
@@ -137,11 +145,13 @@ class Preparer:
         login_home = _login_home()
         mounts = read_base_mounts()
         plan: RestorePlan | None = None
-        span_id = request.before_span_id or ""
+        source: TreeSource | None = None
         home = request.caller_env.get(b"HOME", b"") or login_home
-        if request.before_span_id is not None:
-            with _not_restorable_without_objects(span_id):
-                plan = self._plan(request, mounts)
+        with _not_restorable_without_objects("the recorded tree"):
+            source = self._source(request)
+        if source is not None:
+            with _not_restorable_without_objects(source.words):
+                plan = self._plan(source, mounts, use_host_base=request.use_host_base)
             project, home, login_home = plan.base.project, plan.base.home, plan.base.login_home
             cwd = request.cwd or b"/"
         else:
@@ -151,29 +161,12 @@ class Preparer:
                 project = find_project(cwd, homes, os.fsencode(self._home))
             except ProjectRefused as error:
                 raise ServiceError("PROJECT_REFUSED", str(error)) from error
-        per_directory = self._backend.capabilities().overlay == "per-top-level-directory"
-        # A world's base is the host's tree, so far.
-        injection = choose_injection(Path("/"))
-        layout = make_layout(
-            LayoutRequest(
-                directory=directory,
-                substrate_home=os.fsencode(self._home),
-                home=home,
-                login_home=login_home,
-                project=project,
-                base=mounts,
-                per_directory=per_directory,
-                preload_dir=os.fsencode(self._preload_dir),
-                injection=injection,
-                id_mapped=self._backend.capabilities().id_mapping == "range",
-            )
+        layout, injection = self.lay_out(
+            directory, home=home, login_home=login_home, project=project, mounts=mounts
         )
-        save_layout(directory, layout)
-        if plan is not None:
-            with _not_restorable_without_objects(span_id):
-                correct(self._store, plan, layout)
-                fill_home(self._store, plan, directory / "fixtures" / "home")
-                fill_uppers(self._store, plan, layout)
+        if plan is not None and source is not None:
+            with _not_restorable_without_objects(source.words):
+                fill_home(self._store, plan.base, directory / "fixtures" / "home")
         base = BaseRecord(
             mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
             project=project,
@@ -184,9 +177,16 @@ class Preparer:
                 walk_directory(os.fsencode(directory / "fixtures" / "home"), self._keep),
             ),
             fingerprints=None,
-            per_directory=per_directory,
+            per_directory=self._per_directory,
         )
         hidden = (os.fsencode(self._home),)
+        tree = WorldTree(layout, self._store, base, hidden)
+        if plan is not None and source is not None:
+            with _not_restorable_without_objects(source.words):
+                correct(self._store, plan, layout)
+                if source.goes_on:
+                    tree.mark_first()
+                fill_uppers(self._store, plan.snapshot, layout)
         spec = WorldSpec(
             world_id=world_id,
             session_id=request.session_id or new_id("ses"),
@@ -208,40 +208,110 @@ class Preparer:
             expires_at=time.time() + request.ttl_s if request.ttl_s is not None else None,
             idle_timeout_s=request.idle_timeout_s,
             policy_file=request.policy_file,
-            restored_from=request.before_span_id,
+            restored_from=source.span_id or source.snapshot_id if source is not None else None,
             telemetry=request.telemetry,
         )
         return Prepared(
             spec=spec,
             layout=layout,
-            tree=WorldTree(layout, self._store, base, hidden),
+            tree=tree,
             fingerprints=plan.fingerprints if plan is not None else None,
             missing=plan.missing if plan is not None else (),
         )
 
-    def _plan(self, request: WorldRequest, mounts: tuple[BaseMount, ...]) -> RestorePlan:
-        span_id = request.before_span_id or ""
-        record = self._reader.find_span(span_id)
-        if record is None:
-            raise ServiceError(
-                "SPAN_NOT_FOUND",
-                f"no span {span_id!r} is recorded here; `substrate trace ls` shows them",
+    def lay_out(
+        self,
+        directory: Path,
+        *,
+        home: bytes,
+        login_home: bytes,
+        project: Project | None,
+        mounts: tuple[BaseMount, ...],
+    ) -> tuple[Layout, Injection]:
+        """Make the layers of a world, or of a further generation of one, and say how to mount them.
+
+        Args:
+            directory: where they go; it exists.
+            home: the caller's home directory.
+            login_home: the home directory that the user database names.
+            project: the directory whose changes matter most.
+            mounts: the host's mounts now.
+        """
+        # A world's base is the host's tree, so far.
+        injection = choose_injection(Path("/"))
+        layout = make_layout(
+            LayoutRequest(
+                directory=directory,
+                substrate_home=os.fsencode(self._home),
+                home=home,
+                login_home=login_home,
+                project=project,
+                base=mounts,
+                per_directory=self._per_directory,
+                preload_dir=os.fsencode(self._preload_dir),
+                injection=injection,
+                id_mapped=self._backend.capabilities().id_mapping == "range",
             )
-        if record.action.snapshot_id is None:
-            raise ServiceError(
-                "NOT_RESTORABLE",
-                f"span {span_id} has no snapshot: it was denied and never ran",
-            )
+        )
+        save_layout(directory, layout)
+        return layout, injection
+
+    @property
+    def _per_directory(self) -> bool:
+        return self._backend.capabilities().overlay == "per-top-level-directory"
+
+    def next_generation(self, spec: WorldSpec, directory: Path, snapshot_id: str) -> Layout:
+        """Make further layers for a world that is there, and fill them; blocks.
+
+        What lies below the layers stays as it is: the world's own writing is what changes.
+
+        Args:
+            spec: the world.
+            directory: where the layers go; what an earlier attempt left there is removed.
+            snapshot_id: what the layers are to hold.
+
+        Raises:
+            ObjectMissing, ObjectCorrupt: the snapshot is not whole.
+        """
+        if directory.exists():
+            remove_tree(directory)
+        directory.mkdir(mode=0o700)
+        layout, _injection = self.lay_out(
+            directory,
+            home=spec.home,
+            login_home=spec.login_home,
+            project=spec.project,
+            mounts=read_base_mounts(),
+        )
+        snapshot = get_snapshot(self._store, snapshot_id)
+        base = get_base(self._store, snapshot.base)
+        fill_home(self._store, base, directory / "fixtures" / "home")
+        fill_uppers(self._store, snapshot, layout)
+        return layout
+
+    def _source(self, request: WorldRequest) -> TreeSource | None:
+        """The recorded tree that is asked for; None for the host's own."""
+        if request.before_span_id is not None:
+            return before_span(self._reader, self._store, request.before_span_id)
+        if request.after_span_id is not None:
+            return after_span(self._reader, self._store, request.after_span_id)
+        if request.snapshot_id is not None:
+            return of_snapshot(request.snapshot_id)
+        return None
+
+    def _plan(
+        self, source: TreeSource, mounts: tuple[BaseMount, ...], *, use_host_base: bool
+    ) -> RestorePlan:
         plan = plan_restore(
             self._store,
-            record.action.snapshot_id,
-            get_inputs(self._store, record.inputs_digest),
+            source.snapshot_id,
+            source.inputs,
             mounts,
             leave_out=(os.fsencode(self._home),),
-            began_ns=round(record.start_time * 1e9),
+            began_ns=source.as_of_ns,
         )
-        if plan.missing and not request.use_host_base:
-            raise NotRestorable(span_id, plan.missing)
+        if plan.missing and not use_host_base:
+            raise NotRestorable(source.words, plan.missing)
         return plan
 
     def _keep(self, descriptor: int, status: os.stat_result) -> str:
@@ -249,12 +319,12 @@ class Preparer:
 
 
 @contextlib.contextmanager
-def _not_restorable_without_objects(span_id: str) -> Iterator[None]:
+def _not_restorable_without_objects(words: str) -> Iterator[None]:
     """Say of a recorded tree whose objects are gone or damaged that it cannot be had."""
     try:
         yield
     except (ObjectMissing, ObjectCorrupt) as error:
-        raise NotRestorable(span_id, (Missing(b"/", str(error)),)) from error
+        raise NotRestorable(words, (Missing(b"/", str(error)),)) from error
 
 
 def _refuse_what_is_not_built(request: WorldRequest) -> None:

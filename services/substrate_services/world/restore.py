@@ -95,6 +95,7 @@ def plan_restore(
     fingerprints: dict[bytes, FileFingerprint] = {}
     if base.fingerprints is not None:
         fingerprints = get_fingerprints(store, base.fingerprints)
+    recorded = dict(fingerprints)
     seen = {entry.path: entry for entry in inputs.read if is_below(entry.path, roots)}
     fingerprints.update(seen)
     missing = _missing_mounts(store, base, snapshot, mounts)
@@ -119,6 +120,7 @@ def plan_restore(
         # What the snapshot itself holds needs nothing of the host's.
         changed += (entry for entry in difference.changed if not _held(entry.path, walks))
         added += (path for path in difference.added if not _held(path, walks))
+    _put_back(fingerprints, recorded, walks)
     for entry in changed:
         if entry.ino == CHANGED_WHILE_READ:
             missing.append(Missing(entry.path, "changed on the host while the step ran"))
@@ -141,6 +143,23 @@ def plan_restore(
         inputs=inputs,
         missing=tuple(missing[:MISSING_LIMIT]),
     )
+
+
+def _put_back(
+    fingerprints: dict[bytes, FileFingerprint],
+    recorded: Mapping[bytes, FileFingerprint],
+    walks: dict[bytes, UpperNode],
+) -> None:
+    """Keep the fingerprints that the world's own writing is told against.
+
+    What the world has written says nothing of a newer file of the host's: it still stands for a
+    change of the file that was there when the world was made.
+    """
+    for path in [path for path in recorded.keys() | fingerprints.keys() if _held(path, walks)]:
+        if path in recorded:
+            fingerprints[path] = recorded[path]
+        else:
+            del fingerprints[path]
 
 
 def _after(
@@ -222,9 +241,9 @@ def correct(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
             _dress(placed[0], entry)
 
 
-def fill_uppers(store: ObjectStore, plan: RestorePlan, layout: Layout) -> None:
+def fill_uppers(store: ObjectStore, snapshot: Snapshot, layout: Layout) -> None:
     """Write the snapshot's upper layers into the new world's; they are not mounted yet."""
-    kept = {_place(layer): layer.root for layer in plan.snapshot.layers}
+    kept = {_place(layer): layer.root for layer in snapshot.layers}
     for layer in layout.layers:
         root = kept.get(_place(layer))
         if root is not None:
@@ -236,9 +255,9 @@ def _place(layer: Layer | SnapshotLayer) -> tuple[bytes, bool]:
     return layer.mount_point, layer.layer_id in ("home", "tmp")
 
 
-def fill_home(store: ObjectStore, plan: RestorePlan, skeleton: Path) -> None:
+def fill_home(store: ObjectStore, base: BaseRecord, skeleton: Path) -> None:
     """Make the empty home begin with what the recorded one began with."""
-    root = TreeEntry(b"home", "dir", mode=0o700, digest=plan.base.home_skeleton)
+    root = TreeEntry(b"home", "dir", mode=0o700, digest=base.home_skeleton)
     status = os.lstat(skeleton)
     for entry in os.scandir(skeleton):
         # Mount points are directories and are made again by the layout; files are recorded.

@@ -27,6 +27,7 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.wire import validation
 from substrate_services.wire.convert import change_to_proto, result_to_proto
 from substrate_services.world.availability import Availability
+from substrate_services.world.commit_rpcs import CommitRpcs
 from substrate_services.world.execs import Exec, ExecRequest, Execs
 from substrate_services.world.looks import Looks
 from substrate_services.world.messages import (
@@ -43,6 +44,7 @@ from substrate_services.world.messages import (
 from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_frames
 from substrate_services.world.patch import patch
 from substrate_services.world.project import Project
+from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.snapshots import get_base, get_snapshot
 from substrate_services.world.worlds import Worlds
 
@@ -60,7 +62,7 @@ _FILE_ERRORS = {
 }
 
 
-class WorldServicer(world_service_pb2_grpc.WorldServiceServicer):
+class WorldServicer(CommitRpcs, world_service_pb2_grpc.WorldServiceServicer):
     """Serves the worlds of one host.
 
     Args:
@@ -68,6 +70,7 @@ class WorldServicer(world_service_pb2_grpc.WorldServiceServicer):
         worlds: makes and keeps them.
         execs: runs commands in them.
         looks: reads files in them.
+        rollbacks: sets their trees back.
         reader: reads the journal.
         store: the host's objects.
         version: of Substrate.
@@ -80,6 +83,7 @@ class WorldServicer(world_service_pb2_grpc.WorldServiceServicer):
         worlds: Worlds,
         execs: Execs,
         looks: Looks,
+        rollbacks: Rollbacks,
         reader: JournalReader,
         store: ObjectStore,
         version: str,
@@ -88,6 +92,8 @@ class WorldServicer(world_service_pb2_grpc.WorldServiceServicer):
         self._worlds = worlds
         self._execs = execs
         self._looks = looks
+        self._rollbacks = rollbacks
+        self._snapshots = {}
         self._reader = reader
         self._store = store
         self._version = version

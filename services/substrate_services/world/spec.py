@@ -47,7 +47,7 @@ class WorldSpec:
     expires_at: float | None
     idle_timeout_s: float | None
     policy_file: bytes | None
-    restored_from: str | None  # span id, for a replay
+    restored_from: str | None  # the span whose tree it began with, before or after it
     telemetry: tuple[str, ...] = ()  # classes of events to record; all where empty
 
 
@@ -61,6 +61,7 @@ class WorldState:
     inputs_digest: str | None
     steps: int = 0
     fingerprints_digest: str | None = None
+    generation: int = 0  # counts rollbacks; each has layers of its own
 
     def after_step(self, snapshot_id: str, inputs_digest: str | None) -> WorldState:
         """The state once a step is recorded."""
@@ -125,6 +126,7 @@ def _to_json(state: WorldState) -> JsonObject:
         "inputs_digest": state.inputs_digest,
         "steps": state.steps,
         "fingerprints_digest": state.fingerprints_digest,
+        "generation": state.generation,
     }
 
 
@@ -162,9 +164,15 @@ def _from_json(fields: Fields) -> WorldState:
         inputs_digest=fields.opt_text("inputs_digest"),
         steps=fields.integer("steps"),
         fingerprints_digest=fields.opt_text("fingerprints_digest"),
+        generation=fields.integer("generation", 0),
     )
 
 
 def world_directory(worlds: Path, world_id: str) -> Path:
     """Where a world keeps its layers, execs and records."""
     return worlds / os.path.basename(world_id)
+
+
+def layers_directory(directory: Path, generation: int) -> Path:
+    """Where in a world's directory the layers of a generation, and its layout, are."""
+    return directory if generation == 0 else directory / f"generation-{generation}"

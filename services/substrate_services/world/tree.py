@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from substrate_services.errors import InvalidField
 from substrate_services.journal.jsontypes import canonical_bytes
 from substrate_services.journal.parts import change_to_json
 from substrate_services.journal.schema import Change, FileFingerprint
 from substrate_services.objects.store import ObjectStore, hash_file
 from substrate_services.world.base_mounts import is_below
 from substrate_services.world.changes import ChangeFinder
+from substrate_services.world.discard import set_back
 from substrate_services.world.fingerprint import (
     PIN_FILE_LIMIT_BYTES,
     Pins,
@@ -80,9 +82,18 @@ class WorldTree:
         self._base_digest = ""
         self._hidden = what_is_hidden(layout)
         self._finder = ChangeFinder(layout.layers, layout.project, self._hash_lower, self._hidden)
+        self.first_snapshot = ""  # what the world's changes are told against
         self.snapshot_id = ""
 
     # -- life ----------------------------------------------------------------------------------
+
+    def mark_first(self) -> None:
+        """Tell the world's changes against its layers as they are now, before :meth:`begin`.
+
+        A fork has the changes of the world that it was forked from, and they are told as its own.
+        """
+        with self._lock:
+            self._first_walks = self._walk_all()
 
     def begin(self, fingerprints: dict[bytes, FileFingerprint] | None = None) -> None:
         """Take the project's fingerprints and the first snapshot.
@@ -99,7 +110,8 @@ class WorldTree:
                 digest = put_fingerprints(self._store, tuple(fingerprints.values()))
             self._base_digest = put_base(self._store, _with_fingerprints(self._base, digest))
             self._walks = self._walk_all()
-            self._first_walks = self._walks
+            self._first_walks = self._first_walks or self._walks
+            self.first_snapshot = self._put_snapshot(self._first_walks)
             self.snapshot_id = self._put_snapshot(self._walks)
 
     def resume(
@@ -122,6 +134,7 @@ class WorldTree:
             self._walks = {
                 layer.layer_id: read_walk(self._store, layer.root) for layer in last.layers
             }
+            self.first_snapshot = first_snapshot
             self.snapshot_id = snapshot_id
 
     def pin_project(self) -> bool:
@@ -154,6 +167,41 @@ class WorldTree:
             self._walks = walks
             self.snapshot_id = effects.snapshot_id
             return effects
+
+    def keep_snapshot(self) -> str:
+        """Keep the tree as it is now; returns the snapshot's id. No step is charged with it."""
+        with self._lock:
+            snapshot_id = self._put_snapshot(self._walk_all())
+            self._store.sync()
+            return snapshot_id
+
+    def without_changes(self, paths: tuple[bytes, ...]) -> str:
+        """Keep the tree as it would be with some paths as they were at first.
+
+        Args:
+            paths: absolute, in the world; each stands for all that is below it.
+
+        Returns:
+            The snapshot's id.
+
+        Raises:
+            InvalidField: a path that cannot be set back by itself.
+        """
+        with self._lock:
+            walks = self._walk_all()
+            for path in paths:
+                layer = layer_of(path, self._layout)
+                if layer is None or path == layer.mount_point:
+                    raise InvalidField("paths", os.fsdecode(path), "no layer of the world has it")
+                relative = os.path.relpath(path, layer.mount_point)
+                set_back(
+                    walks[layer.layer_id],
+                    self._first_walks[layer.layer_id],
+                    relative,
+                    path,
+                    in_base=LowerView.root(layer, self._hidden).lookup(relative) is not None,
+                )
+            return self._put_snapshot(walks)
 
     def all_changes(self) -> tuple[Change, ...]:
         """What the world changed since it was made, as of now."""

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.telemetry.classes import ALL as ALL_CLASSES
 from substrate_services.telemetry.classes import CLASSES_LINK, classes_mask
 from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec, Symlink
+from substrate_services.world.gate import Gate
 from substrate_services.world.ids import new_id
 from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
@@ -40,6 +41,7 @@ from substrate_services.world.spec import (
     WorldSpec,
     WorldState,
     has_state,
+    layers_directory,
     load_state,
     save_state,
     world_directory,
@@ -65,6 +67,8 @@ class World:
     missing: tuple[Missing, ...] = ()
     running: int = 0
     has_background: bool = False  # a command left processes behind when it ended
+    exchanging: asyncio.Lock = field(default_factory=asyncio.Lock)  # its box is being exchanged
+    gate: Gate = field(default_factory=Gate)  # commands start inside, and a rollback is alone
     lost: bool = False
     removing: bool = False
     last_used: float = field(default_factory=time.monotonic)
@@ -135,7 +139,7 @@ class Worlds:
         self._backend = backend
         self._store = store
         self._journal = journal
-        self._preparer = Preparer(
+        self.preparer = Preparer(
             home=self._home,
             backend=backend,
             store=store,
@@ -190,7 +194,7 @@ class Worlds:
         directory = world_directory(self._directory, world_id)
         box: Box | None = None
         try:
-            prepared = await asyncio.to_thread(self._preparer.prepare, request, world_id, directory)
+            prepared = await asyncio.to_thread(self.preparer.prepare, request, world_id, directory)
             box_made = asyncio.create_task(
                 self._backend.create(self._box_spec(prepared.spec, prepared.layout))
             )
@@ -201,11 +205,12 @@ class Worlds:
                 box = await box_made
             state = WorldState(
                 spec=prepared.spec,
-                first_snapshot=prepared.tree.snapshot_id,
+                first_snapshot=prepared.tree.first_snapshot,
                 snapshot_id=prepared.tree.snapshot_id,
                 inputs_digest=None,
             )
-            world = await self._attach(state, directory, prepared.layout, prepared.tree, box)
+            world = World(state, directory, prepared.layout, prepared.tree, None, None)
+            await self._attach(world, box)
             world.missing = prepared.missing
             await asyncio.to_thread(world.save)
         except BackendError as error:
@@ -216,7 +221,7 @@ class Worlds:
             raise
         self._worlds[world_id] = world
         self._log("world_created", world, _created_detail(world))
-        if request.before_span_id is None:
+        if request.before_span_id is None and request.snapshot_id is None:
             self._in_background(asyncio.to_thread(world.tree.pin_project))
         return world
 
@@ -229,19 +234,18 @@ class Worlds:
             id_mapping="range" if mapping == "range" else "caller",
         )
 
-    async def _attach(
-        self, state: WorldState, directory: Path, layout: Layout, tree: WorldTree, box: Box
-    ) -> World:
+    async def _attach(self, world: World, box: Box) -> None:
+        """Give a world its box, once the init in it answers."""
+
         def tell(say: Callable[[Listener, World], None]) -> None:
-            for listener in self.listeners if attached else ():
-                say(listener, attached[0])
+            for listener in self.listeners if world.client is init else ():
+                say(listener, world)
 
         def gone() -> None:
-            if attached and not attached[0].removing:
-                attached[0].lost = True
+            if world.client is init and not world.removing:
+                world.lost = True
                 tell(lambda listener, world: listener.world_lost(world))
 
-        attached: list[World] = []
         init = InitClient(
             box.channel_fd,
             on_output=lambda exec_id, _size: tell(
@@ -253,8 +257,66 @@ class Worlds:
             on_gone=gone,
         )
         await init.connect()
-        attached.append(World(state, directory, layout, tree, box, init))
-        return attached[0]
+        world.box, world.client = box, init
+
+    async def exchange_layers(
+        self, world: World, layout: Layout, tree: WorldTree, generation: int
+    ) -> None:
+        """Let a world go on in a new box on other layers. Everything that runs in it ends.
+
+        Args:
+            world: the world; nobody else may use its init meanwhile.
+            layout: the new layers, filled.
+            tree: of these layers.
+            generation: of the new layers.
+
+        Raises:
+            ServiceError: WORLD_NOT_MADE; the world is lost, its records are kept.
+        """
+        # The generation may be the world's already, where an earlier host was cut short.
+        old = layers_directory(world.directory, min(world.state.generation, generation - 1))
+        self._detach(world)
+        await self._backend.remove(world.spec.world_id)
+        world.layout, world.tree = layout, tree
+        world.state = replace(world.state, generation=generation)
+        # From here on the new layers are the world's, whatever becomes of this process.
+        await asyncio.to_thread(world.save)
+        await self._put_in_box(world)
+        await self._remove_layers(old, world)
+
+    async def _put_in_box(self, world: World) -> None:
+        box: Box | None = None
+        try:
+            box = await self._backend.create(self._box_spec(world.spec, world.layout))
+            await self._attach(world, box)
+        except (BackendError, InitGone) as error:
+            world.lost = True
+            if box is not None:
+                box.close()
+            raise ServiceError(
+                "WORLD_NOT_MADE", f"the world could not be made again: {error}"
+            ) from error
+        world.has_background = False
+
+    async def _remove_layers(self, directory: Path, world: World) -> None:
+        """Take the layers of an earlier generation away."""
+        parts = [directory]
+        if directory == world.directory:
+            (directory / "layout.json").unlink(missing_ok=True)
+            parts = [directory / "layers", directory / "fixtures"]
+        for part in parts:
+            aside = self._trash / f"{world.spec.world_id}-{new_id('old')}"
+            try:
+                self._trash.mkdir(mode=0o700, exist_ok=True)
+                part.rename(aside)
+            except OSError:
+                log.exception("cannot remove %s now", part)  # it goes with the world
+            else:
+                self._in_background(asyncio.to_thread(remove_tree, aside))
+
+    def _detach(self, world: World) -> None:
+        _let_go(world)
+        world.box = world.client = None
 
     # -- finding again -------------------------------------------------------------------------
 
@@ -283,10 +345,9 @@ class Worlds:
                     log.warning("world %s was not finished; removing it", directory.name)
                     await self._discard(directory.name, directory, box)
                 continue
-            if box is None:
-                world = World(state, directory, layout, tree, None, None, lost=True)
-            else:
-                world = await self._attach(state, directory, layout, tree, box)
+            world = World(state, directory, layout, tree, None, None, lost=box is None)
+            if box is not None:
+                await self._attach(world, box)
             self._worlds[state.spec.world_id] = world
             found.append(world)
         for world_id, box in boxes.items():
@@ -295,13 +356,35 @@ class Worlds:
 
     def _reload(self, directory: Path) -> tuple[WorldState, Layout, WorldTree]:
         state = load_state(directory)
+        layout = load_layout(layers_directory(directory, state.generation))
+        return state, layout, self._tree(state, layout)
+
+    def _tree(self, state: WorldState, layout: Layout) -> WorldTree:
         base = get_base(self._store, get_snapshot(self._store, state.snapshot_id).base)
-        layout = load_layout(directory)
         tree = WorldTree(layout, self._store, base, (os.fsencode(self._home),))
         fingerprints = get_fingerprints(self._store, base.fingerprints) if base.fingerprints else {}
         pins = dict(get_inputs(self._store, state.inputs_digest).pins)
         tree.resume(state.first_snapshot, state.snapshot_id, fingerprints, pins)
-        return state, layout, tree
+        return tree
+
+    def tree_on(self, world: World, layout: Layout) -> WorldTree:
+        """The tree of a world on other layers; what differs is the next step's. Blocks."""
+        return self._tree(world.state, layout)
+
+    def forget_generation(self, world: World, generation: int) -> None:
+        """Remove layers that a world does not go on with; blocks."""
+        directory = layers_directory(world.directory, generation)
+        if directory.exists():
+            remove_tree(directory)
+
+    async def forget_other_generations(self, world: World) -> None:
+        """Remove all layers but those that a world is on, which a host that died has left."""
+        current = world.state.generation
+        left = {0} if (world.directory / "layers").exists() else set()
+        for directory in world.directory.glob("generation-*"):
+            left.add(int(directory.name.rpartition("-")[2]))
+        for generation in left - {current}:
+            await self._remove_layers(layers_directory(world.directory, generation), world)
 
     # -- taking down ---------------------------------------------------------------------------
 
@@ -317,7 +400,8 @@ class Worlds:
         if world is None or world.removing:
             return
         world.removing = True
-        await self._backend.remove(world_id)
+        async with world.exchanging:  # of two boxes the second must be there before it can go
+            await self._backend.remove(world_id)
         await finish(world)
         _let_go(world)
         self._worlds.pop(world_id, None)
