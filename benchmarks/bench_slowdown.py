@@ -9,6 +9,7 @@ rounds only. What the decoder takes afterwards, on another core, is a column of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from measuring import Busy, machine, machine_line, record, say  # noqa: E402
 from benchmarks.slowdown.recorders import Recorder, Turn, recorders  # noqa: E402
 from benchmarks.slowdown.work import WORK, Work  # noqa: E402
 from benchmarks.truth.sources import NotToBeHad, Sources  # noqa: E402
+from benchmarks.truth.workloads import Prepared  # noqa: E402
 
 _CACHE = ROOT / "build" / "bench" / "truth"
 _BARE, _OURS = "bare", "substrate"
@@ -42,6 +43,7 @@ class Row:
     work: Work
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     ratios: dict[str, list[float]] = field(default_factory=dict)
+    cpu_ratios: list[float] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
 
     def ratio(self, recorder: str) -> float | None:
@@ -54,37 +56,52 @@ class Row:
         return statistics.median(t.wall_s for t in self.turns[recorder]) / self.work.times
 
 
-@contextmanager
-def _room() -> Iterator[Path]:
-    room = Path(tempfile.mkdtemp(prefix="sbslow", dir="/var/tmp")).resolve()
+@contextlib.contextmanager
+def _room(below: Path) -> Iterator[Path]:
+    room = Path(tempfile.mkdtemp(prefix="sbslow", dir=below)).resolve()
     try:
         yield room
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _turn(work: Work, recorder: Recorder, sources: Sources) -> Turn:
-    with _room() as room:
-        ready = work.ready(sources, room)
+@dataclass(slots=True)
+class _Rooms:
+    """Where a work's turns are taken: each in a directory of its own, or all in one."""
+
+    work: Work
+    sources: Sources
+    below: Path
+    stack: contextlib.ExitStack
+    kept: Prepared | None = None
+
+    def turn(self, recorder: Recorder) -> Turn:
+        """Prepare and run once."""
+        if not self.work.fresh:
+            if self.kept is None:
+                room = self.stack.enter_context(_room(self.below))
+                self.kept = self.work.ready(self.sources, room)
+            return self._run(recorder, self.kept)
+        with _room(self.below) as room:
+            return self._run(recorder, self.work.ready(self.sources, room))
+
+    def _run(self, recorder: Recorder, ready: Prepared) -> Turn:
         passed = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         env = {**passed, "LANG": "C.UTF-8", **ready.env}
-        os.sync()  # the last turn's writing is not this one's
-        return recorder.run(ready.command, ready.cwd, env, work.times)
+        return recorder.run(ready.command, ready.cwd, env, self.work.times)
 
 
-def _measure(
-    work: Work, columns: Sequence[Recorder], sources: Sources, rounds: int, peer_rounds: int
-) -> Row:
-    row = Row(work)
+def _measure(rooms: _Rooms, columns: Sequence[Recorder], options: argparse.Namespace) -> Row:
+    row = Row(rooms.work)
     order = random.Random(_ORDER_SEED)
-    for number in range(-1, rounds):  # the first warms the caches
-        chosen = columns if 0 <= number < peer_rounds else columns[:2]
+    for number in range(-1, options.rounds):  # the first warms the caches
+        chosen = columns if 0 <= number < options.peer_rounds else columns[:2]
         taken: dict[str, Turn] = {}
         for recorder in order.sample(chosen, len(chosen)):
             if recorder.name in row.unavailable:
                 continue
             try:
-                taken[recorder.name] = _turn(work, recorder, sources)
+                taken[recorder.name] = rooms.turn(recorder)
             except (NotToBeHad, OSError, RuntimeError, subprocess.SubprocessError) as error:
                 row.unavailable[recorder.name] = f"{error}".splitlines()[0]
         if _BARE in row.unavailable:
@@ -94,6 +111,8 @@ def _measure(
         for name, turn in taken.items():
             row.turns.setdefault(name, []).append(turn)
             row.ratios.setdefault(name, []).append(turn.wall_s / taken[_BARE].wall_s)
+            if name == _OURS:
+                row.cpu_ratios.append(turn.cpu_s / taken[_BARE].cpu_s)
     return row
 
 
@@ -110,6 +129,7 @@ def _cells(row: Row, columns: Sequence[Recorder]) -> list[str]:
         cells.append("-" if ratio is None else f"{ratio:.3f}")
     if _OURS in row.turns:
         turns = row.turns[_OURS]
+        cells.append(f"{statistics.median(row.cpu_ratios):.3f}")
         decode_s = statistics.median(t.decode_s for t in turns) / row.work.times
         events = turns[-1].events // row.work.times
         programs = turns[-1].programs // row.work.times
@@ -128,7 +148,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Recorder]) -> str:
-    head = ["work", "bare, ms", *(recorder.name for recorder in columns[1:]),
+    head = ["work", "bare, ms", *(recorder.name for recorder in columns[1:]), "CPU time",
             "decode, ms", "programs", "events", "lost", "us more per program",
             "us more per event"]  # fmt: skip
     lines = [head]
@@ -138,6 +158,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Recorder]) -> str:
         for name, summed in (("geometric mean", _geometric), ("highest", _highest)):
             ratios = ([row.ratio(c.name) for row in part] for c in columns[1:])
             cells = [summed([r for r in column if r is not None]) for column in ratios]
+            cells.append(summed([statistics.median(r.cpu_ratios) for r in part if r.cpu_ratios]))
             lines.append([f"**{name}{' of storms' if storm else ''}**", "", *cells])
     return _markdown(lines)
 
@@ -172,6 +193,12 @@ def main() -> int:
     parser.add_argument("only", nargs="*", help="rows whose names hold one of these")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-rounds", type=int, default=1)
+    parser.add_argument(
+        "--below",
+        type=Path,
+        default=Path("/dev/shm"),
+        help="where the work is done: in memory, so that no disk's moods are measured",
+    )
     parser.add_argument("--record", action="store_true", help="add a line to the history")
     options = parser.parse_args()
     columns = recorders()
@@ -184,7 +211,9 @@ def main() -> int:
         if options.only and not any(text in work.name for text in options.only):
             continue
         say(work.name)
-        rows.append(_measure(work, columns, sources, options.rounds, options.peer_rounds))
+        with contextlib.ExitStack() as stack:
+            rooms = _Rooms(work, sources, options.below, stack)
+            rows.append(_measure(rooms, columns, options))
     print(f"{machine_line(machine())}; {busy.share():.0%} of the CPUs busy\n")
     print("\n".join([_table(rows, columns), *_notes(rows)]))
     if options.record:

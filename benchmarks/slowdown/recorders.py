@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,6 +52,7 @@ class Turn:
     """How long a command took, and what our recorder made of it."""
 
     wall_s: float
+    cpu_s: float
     decode_s: float = 0.0
     events: int = 0
     programs: int = 0
@@ -70,9 +73,15 @@ class Recorder(Protocol):
         """
 
 
-def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], times: int) -> float:
-    """Wall time of the runs, output thrown away."""
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], times: int) -> Turn:
+    """Wall and processor time of the runs, output thrown away."""
     took_s = 0.0
+    cpu_s = _cpu_s()
     for _ in range(times):
         began = time.perf_counter()
         done = subprocess.run(
@@ -82,7 +91,7 @@ def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], times: int) 
         took_s += time.perf_counter() - began
         if done.returncode != 0:
             raise RuntimeError(f"{command[0]} ended with {done.returncode}")
-    return took_s
+    return Turn(took_s, _cpu_s() - cpu_s)
 
 
 class Bare:
@@ -92,7 +101,7 @@ class Bare:
 
     def run(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], times: int) -> Turn:
         """See Recorder."""
-        return Turn(_run(command, cwd, env, times))
+        return _run(command, cwd, env, times)
 
 
 class Substrate:
@@ -110,13 +119,12 @@ class Substrate:
             (room / "classes").symlink_to("7f")
             library = shutil.copy2(native_path("libsubstrate_preload.so"), room)
             loaded = {**env, "LD_PRELOAD": str(library), SEGMENT_VARIABLE: str(segments)}
-            wall_s = _run(command, cwd, loaded, times)
-            return self._decode(segments, wall_s)
+            return self._decode(segments, _run(command, cwd, loaded, times))
         finally:
             shutil.rmtree(room, ignore_errors=True)
 
     @staticmethod
-    def _decode(segments: Path, wall_s: float) -> Turn:
+    def _decode(segments: Path, turn: Turn) -> Turn:
         fd = os.open(segments, os.O_RDONLY | os.O_DIRECTORY)
         began = time.perf_counter()
         try:
@@ -133,8 +141,13 @@ class Substrate:
             os.close(fd)
         if summary.failure:
             raise RuntimeError(f"decoding failed: {summary.failure}")
-        decode_s = time.perf_counter() - began
-        return Turn(wall_s, decode_s, summary.events_total, summary.processes_covered, summary.lost)
+        return dataclasses.replace(
+            turn,
+            decode_s=time.perf_counter() - began,
+            events=summary.events_total,
+            programs=summary.processes_covered,
+            lost=summary.lost,
+        )
 
 
 class Prefix:
@@ -148,7 +161,7 @@ class Prefix:
         """See Recorder."""
         if shutil.which(self._words[0]) is None:
             raise Unavailable(f"{self._words[0]} is not installed")
-        return Turn(_run([*self._words, *command], cwd, env, times))
+        return _run([*self._words, *command], cwd, env, times)
 
 
 class Reprozip:
@@ -167,7 +180,7 @@ class Reprozip:
             traced = [str(program), "trace", *options, *command]
             # It asks whether it may send statistics, unless this is set.
             quiet = {**env, "REPROZIP_USAGE_STATS": "off"}
-            return Turn(_run(traced, cwd, quiet, times))
+            return _run(traced, cwd, quiet, times)
         finally:
             shutil.rmtree(room, ignore_errors=True)
 
@@ -180,7 +193,7 @@ class Bpftrace:
     def run(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], times: int) -> Turn:
         """See Recorder."""
         with self._tracing():
-            return Turn(_run(command, cwd, env, times))
+            return _run(command, cwd, env, times)
 
     @contextmanager
     def _tracing(self) -> Iterator[None]:

@@ -32,14 +32,15 @@ class Work:
     Attributes:
         name: what a reader calls it.
         prepare: makes one turn ready in a fresh directory.
-        times: how often the command runs in a turn, where once is too short for a clock; such a
-            command changes nothing.
+        times: how often the command runs in a turn, where once is too short for a clock.
+        fresh: each turn needs a directory of its own, because the command changes it.
         storm: metadata and nothing else, which has a row of its own.
     """
 
     name: str
     prepare: Callable[[Sources, Path], truth.Prepared]
     times: int = 1
+    fresh: bool = True
     storm: bool = False
 
     def ready(self, sources: Sources, room: Path) -> truth.Prepared:
@@ -54,9 +55,9 @@ class Work:
         return ready
 
 
-def _shared(name: str, *, times: int = 1, storm: bool = False) -> Work:
+def _shared(name: str, *, times: int = 1, fresh: bool = True, storm: bool = False) -> Work:
     (workload,) = (each for each in truth.WORKLOADS if each.name == name)
-    return Work(name, workload.ready, times, storm)
+    return Work(name, workload.ready, times, fresh, storm)
 
 
 def _prepared(*command: str, cwd: Path, **env: str) -> truth.Prepared:
@@ -91,13 +92,13 @@ def _creates(_sources: Sources, room: Path) -> truth.Prepared:
 
 
 WORK: tuple[Work, ...] = (
-    _shared("git status of it", times=5),
-    Work("git log --stat", _git_log),
+    _shared("git status of it", times=5, fresh=False),
+    Work("git log --stat", _git_log, fresh=False),
     _shared("git clone, 3,600 files"),
-    _shared("gcc -c of one file"),
+    _shared("gcc -c of one file", fresh=False),
     _shared("make -j2 of Lua"),
-    Work("200x true in sh", _trues),
-    Work("find /usr", _find_usr),
+    Work("200x true in sh", _trues, fresh=False),
+    Work("find /usr", _find_usr, fresh=False),
     _shared("pytest of toolz"),
     _shared("pip install of a wheel"),
     _shared("sqlite in Python"),
