@@ -73,7 +73,7 @@ class Kills:
     def good(self) -> bool:
         """Whether nothing was lost untold, doubled or made up."""
         told = not (self.untold or self.twice or self.made_up or self.failures)
-        return told and self.published > 0
+        return told and (self.published > 0 or self.points == 0)
 
 
 def _decode(directory: Path) -> tuple[DecodeSummary, bytes]:
