@@ -98,7 +98,9 @@ def _short_of_full(processes: tuple[Process, ...], open_program: ProgramOpener |
 
 def _losses(summary: DecodeSummary) -> list[str]:
     ledger = summary.ledger
-    forged = f"segments ({ledger.forged_events} records) speak of others than made them: left out"
+    forged = (
+        f"segments ({ledger.forged_events} records) speak of others than who made them: left out"
+    )
     losses = (
         (summary.lost, "events lost: no room for segments, or removed with theirs"),
         (summary.torn, "records were cut off by the end of their process"),
