@@ -81,6 +81,7 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
     result = Comparison()
     reasons = _Reasons(lineage, result)
     by_image: dict[Image, list[TracedCall]] = defaultdict(list)
+    unreturned: dict[Image, list[TracedCall]] = defaultdict(list)
     looked_at: dict[Image, list[TracedCall]] = defaultdict(list)
     loaded: dict[int, set[bytes]] = defaultdict(set)
     searched: dict[int, set[bytes]] = defaultdict(set)
@@ -99,12 +100,14 @@ def compare(lineage: Lineage, calls: Iterable[TracedCall], recorded: Recorded) -
                 looked_at[call.image].append(call)
             continue
         if not call.returned:
-            result.unreturned += 1
+            unreturned[call.image].append(call)
         else:
             by_image[call.image].append(call)
     for image in {**by_image, **recorded.operations}:
         matching = _Matching(by_image.get(image, []), recorded, image, result)
         matching.run(frozenset(loaded[image.pid]))
+        matching.end(unreturned[image])
+    result.unreturned = sum(map(len, unreturned.values()))
     for image, looks in looked_at.items():
         result.looks.compare(image, looks, recorded.looked_at, searched[image.pid])
     result.processes = len(lineage.processes)
@@ -175,6 +178,11 @@ class _Matching:
             if not self._libc(call, loaded):
                 self._count(call, captured=False)
                 self._result.missing.append(call)
+
+    def end(self, unreturned: list[TracedCall]) -> None:
+        """What is left over was recorded alone; but a call that never came back may be recorded."""
+        for call in unreturned:
+            self._take(call.at.operation)
         for occurrences in self._free.values():
             for occurrence in occurrences:
                 self._result.surplus.append((self._image, occurrence))
@@ -246,6 +254,8 @@ class _Matching:
     def _inside(self, call: TracedCall) -> bool:
         for entry in self._recorded.entries.get(call.at.tid, []):
             within = entry.start_s - _SLACK_S <= call.at.start_s <= entry.end_s + _SLACK_S
+            # dlopen is not timed; the name that it was given is the one that the loader opens.
+            within |= entry.name == "dlopen" and entry.operation.path == call.at.operation.path
             if within and call.at.operation.kind in ENTRY_POINTS.get(entry.name, ()):
                 self._result.attributed[entry.name] += 1
                 return True

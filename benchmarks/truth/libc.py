@@ -16,7 +16,7 @@ from benchmarks.truth.traced import TracedCall
 
 #: How libc opens its own files (fopen "rce" is the same); a few old places leave O_CLOEXEC out.
 _PLAIN = frozenset(("O_RDONLY|O_CLOEXEC", "O_RDONLY", "O_RDONLY|O_NOCTTY|O_CLOEXEC"))
-_SHARED_OBJECT = re.compile(rb"\.so(\.[0-9.]+)?$")
+_SHARED_OBJECT = re.compile(rb"\.so(\.[\w.+-]+)?$")
 _LIBC_LOADS = re.compile(rb"/(libnss_\w+|libgcc_s|libresolv|[\w+-]+/gconv/[\w-]+)\.so(\.\d+)?$")
 
 _PATHS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
@@ -35,6 +35,7 @@ _PATHS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
             rb"|gai\.conf|services|protocols|networks|ethers|rpc)$"
         ),
     ),
+    ("log-ins", re.compile(rb"^(/var)?/run/utmpx?$|^/var/log/wtmpx?$")),  # getutxent
     ("time zone", re.compile(rb"^/etc/localtime$|^/usr/share/zoneinfo/")),
     (
         "facts of the system",  # sysconf, get_nprocs, pthread_getattr_np, malloc's arenas

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -98,16 +99,25 @@ def _strace(logs: Path) -> list[str]:
 
 
 def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout_s: float) -> None:
-    try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, cwd=cwd, env=env, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired as error:
-        raise WorkloadFailed(f"the command was not done after {timeout_s:g} s") from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+    # A session of its own, so that what is left of it after a time-out can be ended together.
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise WorkloadFailed(f"the command was not done after {timeout_s:g} s") from error
+    if process.returncode != 0:
+        said = (errors or output).decode("utf-8", "replace").strip().splitlines()
         last = said[-1] if said else "no message"
-        raise WorkloadFailed(f"the command ended with {done.returncode}: {last}")
+        raise WorkloadFailed(f"the command ended with {process.returncode}: {last}")
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
