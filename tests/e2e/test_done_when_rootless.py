@@ -135,3 +135,16 @@ def test_a_timeout_ends_the_whole_tree(rootless: User, own_checkout: Path) -> No
     )
     assert done.code == 124
     assert done.json["stdout"] == "a\n"
+
+
+def test_coverage_says_that_no_kernel_stands_behind_it(rootless: User, own_checkout: Path) -> None:
+    result = rootless.run_json("sh", "-c", "ls >/dev/null; echo x >made", cwd=own_checkout)
+    assert result["coverage"]["state"] == "full", result["coverage"]
+    assert result["coverage"]["ledger"] == "none"
+    shown = rootless.run("trace", "show", "@last", cwd=own_checkout)
+    assert "full (no kernel ledger here)" in shown.out
+    rows = rootless.run("doctor", "--json", cwd=own_checkout).json["capabilities"]
+    (row,) = [row for row in rows if row["feature"] == "telemetry.ledger"]
+    assert row["state"] == "missing"
+    assert row["consequence"]
+    assert "root" in row["fix"]
