@@ -67,28 +67,34 @@ SOURCE_HOOK(int, ftime, (struct timeb * now), (struct timeb *), (now), sub_libc_
 
 /* --- randomness ------------------------------------------------------------------------------- */
 
-/* All of it, whatever comes between: where libc has no generator of its own. */
-static void random_bytes(void *to, size_t size) {
+/* Where libc has no generator of its own. Returns 0 or a negative errno. */
+static long random_bytes(void *to, size_t size) {
     unsigned char *at = to;
     while (size > 0) {
         long got = SYS3(SYS_getrandom, at, size, 0);
-        if (got <= 0)
+        if (got == -EINTR)
             continue;
+        if (got <= 0)
+            return got;
         at += got;
         size -= (size_t)got;
     }
+    return 0;
+}
+
+/* The arc4random family cannot say that there is no randomness: libc's ends the program, too. */
+static void must_have_random_bytes(void *to, size_t size) {
+    if (random_bytes(to, size) != 0)
+        __builtin_trap();
 }
 
 static int entropy(void *to, size_t size) {
-    if (size > 256)
-        return (int)sub_libc_result(-EIO);
-    random_bytes(to, size);
-    return 0;
+    return (int)sub_libc_result(size > 256 ? -EIO : random_bytes(to, size));
 }
 
 static uint32_t random_word(void) {
     uint32_t word;
-    random_bytes(&word, sizeof(word));
+    must_have_random_bytes(&word, sizeof(word));
     return word;
 }
 
@@ -118,7 +124,7 @@ HOOK(void, arc4random_buf, (void *to, size_t size)) {
     if (next != NULL)
         next(to, size);
     else
-        random_bytes(to, size);
+        must_have_random_bytes(to, size);
 }
 
 /* --- process ids ------------------------------------------------------------------------------ */

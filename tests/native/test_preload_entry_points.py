@@ -101,7 +101,8 @@ def _run(program: Path, recorder: Recorder, cwd: Path, *arguments: str) -> Run:
         [program, *arguments],
         check=False,
         capture_output=True,
-        env=recorder.environment(),
+        # A name server that does not answer is given up on soon.
+        env=recorder.environment({"RES_OPTIONS": "timeout:1 attempts:1"}),
         cwd=cwd,
         timeout=60,
     )
