@@ -410,3 +410,12 @@ def test_jq_reads_a_line() -> None:
         timeout=20,
     )
     assert done.stdout == b"/work/made.txt\n"
+
+
+def test_coverage_keeps_the_ledger_and_reads_lines_from_before_it() -> None:
+    coverage = Coverage("partial", ("static",), 2, 1, 5, 0, "bpf", ("stat",))
+    line = parts.coverage_to_json(coverage)
+    assert parts.coverage_from_json(line) == coverage
+    older = {key: value for key, value in line.items() if key not in ("ledger", "classes_off")}
+    assert parts.coverage_from_json(older).ledger is None
+    assert parts.coverage_to_json(parts.coverage_from_json(older)) == older
