@@ -92,6 +92,7 @@ class FileState:
         target: where a symbolic link points.
         uid: owner, as the world sees it.
         gid: group, as the world sees it.
+        modified_at: of the content, in UTC.
     """
 
     kind: FileKind
@@ -101,6 +102,7 @@ class FileState:
     target: bytes | None = None
     uid: int = 0
     gid: int = 0
+    modified_at: datetime | None = None
 
     @classmethod
     def from_proto(cls, proto: types_pb2.FileState) -> FileState:
@@ -113,6 +115,7 @@ class FileState:
             target=proto.target if proto.HasField("target") else None,
             uid=proto.uid,
             gid=proto.gid,
+            modified_at=to_datetime(proto.modified_at) if proto.HasField("modified_at") else None,
         )
 
     def to_json(self) -> JsonObject:

@@ -35,6 +35,7 @@ A command that fails, is killed, times out or is denied is a *result*, never one
     │   ├── WorldIsADirectory     IsADirectoryError
     │   ├── ConsentNeeded
     │   ├── TreeInUse
+    │   ├── UnsafeTree            what a world offers is not written here
     │   ├── SessionEnded
     │   ├── ReplayRunning
     │   ├── ApprovalClosed
@@ -112,6 +113,7 @@ __all__ = [
     "TooLarge",
     "TreeInUse",
     "Unauthenticated",
+    "UnsafeTree",
     "WorldFileDenied",
     "WorldFileExists",
     "WorldFileNotFound",
@@ -366,6 +368,12 @@ class TreeInUse(PreconditionFailed):
     default_reason = "TREE_IN_USE"
 
 
+class UnsafeTree(PreconditionFailed):
+    """A tree from a world has something in it that is not written here; the message names it."""
+
+    default_reason = "UNSAFE_TREE"
+
+
 class SessionEnded(PreconditionFailed):
     """The session is over."""
 
@@ -499,6 +507,7 @@ _BY_REASON: dict[str, type[SubstrateError]] = {
             WorldIsADirectory,
             ConsentNeeded,
             TreeInUse,
+            UnsafeTree,
             SessionEnded,
             ReplayRunning,
             ApprovalClosed,

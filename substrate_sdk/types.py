@@ -27,6 +27,7 @@ from substrate_sdk._facts import (
     Process,
     TerminationReason,
 )
+from substrate_sdk._files import Download, FileEntry, FileEvent
 from substrate_sdk._results import CommandFailed, Result
 from substrate_sdk._worlds import Capability, Limits, WorldInfo
 
@@ -42,6 +43,9 @@ __all__ = [
     "CoverageState",
     "Decision",
     "DecisionAction",
+    "Download",
+    "FileEntry",
+    "FileEvent",
     "FileKind",
     "FileState",
     "LedgerSource",

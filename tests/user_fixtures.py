@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +33,66 @@ def lone_user(leak_check: LeakChecker | None) -> Iterator[User]:
         if leak_check is not None:
             leak_check.add_directory(made.home)
         yield made
+
+
+# --- without any privilege ------------------------------------------------------------------------
+
+UID = 12345
+_ROOT = Path(__file__).resolve().parents[1]
+#: Installed packages of this interpreter, for another one of the same version.
+_PACKAGES = sysconfig.get_path("purelib")
+
+
+def as_user() -> tuple[str, ...]:
+    # The shell has no capabilities left, which setpriv itself still has when it executes.
+    drop = ("setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups")
+    return (*drop, "sh", "-c", 'exec "$@"', "sh")
+
+
+@pytest.fixture(scope="module")
+def rootless() -> Iterator[User]:
+    """An unprivileged user whose host runs."""
+    if os.geteuid() != 0:
+        pytest.skip("not root: every other test of this suite is this one")
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed (Debian: util-linux)")
+    can = subprocess.run(
+        [*as_user(), "unshare", "-Ur", "true"], check=False, capture_output=True, text=True
+    )
+    if can.returncode != 0:
+        pytest.skip(f"this kernel gives unprivileged users no namespaces: {can.stderr.strip()}")
+    path = os.pathsep.join((str(_ROOT), str(_ROOT / "services"), _PACKAGES))
+    version = sys.version_info[:2]
+    probe = f"import grpc, substrate_services, sys; sys.exit(sys.version_info[:2] != {version})"
+    for python in (sys.executable, "/usr/bin/python3"):
+        done = subprocess.run(
+            [*as_user(), python, "-c", probe],
+            check=False,
+            capture_output=True,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        if done.returncode == 0:
+            break
+    else:
+        pytest.skip(f"no Python of this version that uid {UID} may execute, with these packages")
+    command = (python, "-c", "import sys, substrate_sdk.cli as c; sys.exit(c.main())")
+    with new_user(as_user(), command=command, variables=(("PYTHONPATH", path),)) as made:
+        os.chown(made.home, UID, UID)
+        made.up()
+        yield made
+
+
+@pytest.fixture
+def own_checkout(rootless: User, git_checkout: Path) -> Iterator[Path]:
+    """A checkout that belongs to the user, where they can reach it."""
+    del rootless
+    parent = Path(tempfile.mkdtemp(prefix="sbco", dir="/tmp"))
+    os.chown(parent, UID, UID)
+    copy = parent / "checkout"
+    subprocess.run(["cp", "-r", git_checkout, copy], check=True)
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", copy], check=True)
+    try:
+        yield copy
+    finally:
+        shutil.rmtree(parent)

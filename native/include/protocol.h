@@ -108,8 +108,9 @@ struct sub_gone {
 /* ---- init --------------------------------------------------------------------------------- */
 
 enum sub_init_type {
-    SUB_I_HELLO = 0x0201,  /* u64 nonce -> SUB_I_WELCOME */
-    SUB_I_START = 0x0202,  /* sub_start, strings, rlimits; descriptor: log -> STARTED | FAILED */
+    SUB_I_HELLO = 0x0201, /* u64 nonce -> SUB_I_WELCOME */
+    /* sub_start, strings, rlimits; descriptors: log; output -> STARTED | FAILED */
+    SUB_I_START = 0x0202,
     SUB_I_STDIN = 0x0203,  /* sub_stdin, bytes -> SUB_I_STDIN_ACK (unasked, as it is written) */
     SUB_I_SIGNAL = 0x0204, /* sub_signal -> SUB_I_OK | SUB_I_ERROR */
     SUB_I_RESIZE = 0x0205, /* sub_resize -> SUB_I_OK | SUB_I_ERROR */
@@ -144,6 +145,7 @@ struct sub_welcome {
 #define SUB_START_STDIN (1u << 1)   /* stdin is a pipe fed by SUB_I_STDIN; /dev/null otherwise */
 #define SUB_START_BUILTIN (1u << 2) /* argv[0] names a file operation, see init/builtin.c */
 #define SUB_START_NO_ASLR (1u << 3) /* personality(ADDR_NO_RANDOMIZE) */
+#define SUB_START_OUTPUT (1u << 4)  /* stdout is the second descriptor; nothing of it is logged */
 
 struct sub_start {
     uint32_t flags;

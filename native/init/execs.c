@@ -118,6 +118,8 @@ void execs_start(uint32_t request, struct sub_packet *packet) {
     struct start start;
     bool good = start_parse(&start, packet->payload, packet->header.length);
     SUB_AUTO_FD log_fd = sub_packet_take_fd(packet, 0);
+    if (good && start.head.flags & SUB_START_OUTPUT)
+        good = (start.output_fd = sub_packet_take_fd(packet, 1)) >= 0;
     struct exec *existing = good ? execs_find(start.exec_id) : NULL;
     if (!good || log_fd < 0) {
         reply_failed(request, good ? start.exec_id : "", EINVAL, SUB_STAGE_REQUEST);

@@ -47,6 +47,7 @@ struct start {
     char *cwd, *user;
     char **argv, **env;
     struct sub_rlimit *rlimits;
+    int output_fd; /* SUB_START_OUTPUT: what stdout is to be; else -1 */
 };
 
 bool start_parse(struct start *start, const uint8_t *payload, size_t length);
@@ -144,7 +145,7 @@ struct identity {
 /* 0, or an errno: ENOENT no such user or group. Reads the box's /etc/passwd and /etc/group. */
 int identity_find(const struct start *start, struct identity *identity);
 
-/* ---- seccomp.c, builtin.c -------------------------------------------------------------------- */
+/* ---- seccomp.c, builtin*.c ------------------------------------------------------------------- */
 
 void seccomp_prepare(void);
 int seccomp_apply(void);

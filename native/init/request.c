@@ -28,11 +28,13 @@ void start_release(struct start *start) {
     free_strings(start->argv);
     free_strings(start->env);
     free(start->rlimits);
+    sub_close_fd(&start->output_fd);
 }
 
 bool start_parse(struct start *start, const uint8_t *payload, size_t length) {
     struct sub_reader reader = {payload, length, false};
     memset(start, 0, sizeof *start);
+    start->output_fd = -1;
     sub_get_into(&reader, &start->head, sizeof start->head);
     memcpy(start->exec_id, start->head.exec_id, SUB_ID_MAX);
     if (reader.bad || !sub_id_is_valid(start->exec_id) || start->head.argc == 0 ||

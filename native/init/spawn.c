@@ -43,15 +43,22 @@ static int open_terminal(struct exec *exec, const struct sub_start *head, struct
     return 0;
 }
 
-static int open_pipes(struct exec *exec, const struct sub_start *head, struct stdio *stdio) {
-    if (head->flags & SUB_START_STDIN) {
+static int open_pipes(struct exec *exec, const struct start *start, struct stdio *stdio) {
+    if (start->head.flags & SUB_START_STDIN) {
         if (make_pipe(1, &exec->stdin_fd, &stdio->fds[0]))
             return -1;
     } else {
         stdio->fds[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
     }
-    return stdio->fds[0] < 0 || make_pipe(0, &exec->outputs[0], &stdio->fds[1]) ||
-                   make_pipe(0, &exec->outputs[1], &stdio->fds[2])
+    /*
+     * A pipe of the host's, where the output is for one reader and may be endless: it waits for that
+     * reader without us in between. Ours stays as it is; the child's end is a copy.
+     */
+    if (start->output_fd >= 0)
+        stdio->fds[1] = fcntl(start->output_fd, F_DUPFD_CLOEXEC, 3);
+    else if (make_pipe(0, &exec->outputs[0], &stdio->fds[1]))
+        return -1;
+    return stdio->fds[0] < 0 || stdio->fds[1] < 0 || make_pipe(0, &exec->outputs[1], &stdio->fds[2])
                ? -1
                : 0;
 }
@@ -112,7 +119,7 @@ static int watch(struct exec *exec) {
 int spawn(struct exec *exec, const struct start *start) {
     struct stdio stdio = {.fds = {-1, -1, -1}, .pty_master = -1};
     int result = start->head.flags & SUB_START_PTY ? open_terminal(exec, &start->head, &stdio)
-                                                   : open_pipes(exec, &start->head, &stdio);
+                                                   : open_pipes(exec, start, &stdio);
     if (result == 0)
         result = tree_make(exec);
     if (result == 0)

@@ -86,6 +86,32 @@ SIGNAL_EXEC = Method(
 GET_EXEC = Method(_WORLD + "GetExec", execs_pb2.GetExecRequest, execs_pb2.GetExecResponse)
 READ_FILE = Method(_WORLD + "ReadFile", files_pb2.ReadFileRequest, files_pb2.ReadFileResponse)
 WRITE_FILE = Method(_WORLD + "WriteFile", files_pb2.WriteFileRequest, files_pb2.WriteFileResponse)
+STAT_FILE = Method(_WORLD + "StatFile", files_pb2.StatFileRequest, files_pb2.StatFileResponse)
+LIST_FILES = Method(_WORLD + "ListFiles", files_pb2.ListFilesRequest, files_pb2.ListFilesResponse)
+REMOVE_FILE = Method(
+    _WORLD + "RemoveFile", files_pb2.RemoveFileRequest, files_pb2.RemoveFileResponse
+)
+RENAME_FILE = Method(
+    _WORLD + "RenameFile", files_pb2.RenameFileRequest, files_pb2.RenameFileResponse
+)
+MAKE_DIRECTORY = Method(
+    _WORLD + "MakeDirectory", files_pb2.MakeDirectoryRequest, files_pb2.MakeDirectoryResponse
+)
+CHANGE_MODE = Method(
+    _WORLD + "ChangeMode", files_pb2.ChangeModeRequest, files_pb2.ChangeModeResponse
+)
+MAKE_SYMLINK = Method(
+    _WORLD + "MakeSymlink", files_pb2.MakeSymlinkRequest, files_pb2.MakeSymlinkResponse
+)
+WATCH_FILES = Method(
+    _WORLD + "WatchFiles", files_pb2.WatchFilesRequest, files_pb2.WatchFilesResponse
+)
+UPLOAD_TREE = Method(
+    _WORLD + "UploadTree", files_pb2.UploadTreeRequest, files_pb2.UploadTreeResponse
+)
+DOWNLOAD_TREE = Method(
+    _WORLD + "DownloadTree", files_pb2.DownloadTreeRequest, files_pb2.DownloadTreeResponse
+)
 GET_DIFF = Method(_WORLD + "GetDiff", commits_pb2.GetDiffRequest, commits_pb2.GetDiffResponse)
 APPLY = Method(_WORLD + "Apply", commits_pb2.ApplyRequest, commits_pb2.ApplyResponse)
 SNAPSHOT = Method(_WORLD + "Snapshot", commits_pb2.SnapshotRequest, commits_pb2.SnapshotResponse)

@@ -6,9 +6,9 @@ There is no logic here, and no event loop either; ``transport.drive`` says how t
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from substrate_sdk.client.execs import (
     AsyncByteStream,
@@ -17,7 +17,6 @@ from substrate_sdk.client.execs import (
     AsyncStdin,
     OutputCallback,
 )
-from substrate_sdk.client.files import AsyncFiles
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldOptions
 from substrate_sdk.client.substrate import (
     AsyncSession,
@@ -25,6 +24,7 @@ from substrate_sdk.client.substrate import (
     create_world,
     open_connection,
 )
+from substrate_sdk.client.sync_files import Files, Iteration
 from substrate_sdk.client.transport import BlockingRuntime, drive
 from substrate_sdk.client.worlds import AsyncDiff, AsyncWorld
 from substrate_sdk.config import Endpoint
@@ -47,29 +47,6 @@ if TYPE_CHECKING:
     from substrate_sdk.client.substrate import SpanLike
     from substrate_sdk.records import Explanation, PolicyCheck, Report, Span, Verification
 
-ItemT = TypeVar("ItemT")
-ItemT_co = TypeVar("ItemT_co", covariant=True)
-
-
-class _Iteration(Generic[ItemT]):
-    """An asynchronous iterator of the blocking client, as an iterator."""
-
-    def __init__(self, items: AsyncIterator[ItemT]) -> None:
-        self._items = items
-
-    def __iter__(self) -> Iterator[ItemT]:
-        return self
-
-    def __next__(self) -> ItemT:
-        try:
-            return drive(_next(self._items))
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-
-async def _next(items: AsyncIterator[ItemT]) -> ItemT:
-    return await anext(items)
-
 
 class Stdin:
     """The standard input of an exec."""
@@ -90,7 +67,7 @@ class Stdin:
         drive(self._inner.close())
 
 
-class OutputReader(_Iteration[Output]):
+class OutputReader(Iteration[Output]):
     """The output of an exec, live, from the start of its log; ends with the command.
 
     Every reader reads by itself, at its own pace, from the first byte on.
@@ -105,7 +82,7 @@ class OutputReader(_Iteration[Output]):
         drive(self._inner.close())
 
 
-class ByteStream(_Iteration[bytes]):
+class ByteStream(Iteration[bytes]):
     """One of the streams of an exec: iterating gives its bytes as they come."""
 
     def __init__(self, inner: AsyncByteStream) -> None:
@@ -216,57 +193,6 @@ class Exec:
         drive(self._inner.resize(rows, columns))
 
 
-class Files:
-    """Reads and writes files as the world's user may. Relative paths start at the world's cwd."""
-
-    def __init__(self, inner: AsyncFiles) -> None:
-        self._inner = inner
-
-    def read(self, path: PathLike, *, offset: int = 0, length: int | None = None) -> bytes:
-        """The content of a file, or a part of it.
-
-        Args:
-            path: absolute, or relative to the world's cwd.
-            offset: of the first byte.
-            length: bytes at most; None means to the end.
-
-        Raises:
-            WorldFileNotFound: there is no such file (a FileNotFoundError).
-            WorldFileDenied: the world's user may not read it (a PermissionError).
-        """
-        return drive(self._inner.read(path, offset=offset, length=length))
-
-    def read_text(self, path: PathLike) -> str:
-        """The content of a file as UTF-8.
-
-        Raises:
-            UnicodeDecodeError: it is not.
-        """
-        return drive(self._inner.read_text(path))
-
-    def write(
-        self,
-        path: PathLike,
-        data: bytes | str,
-        *,
-        mode: int | None = None,
-        make_parents: bool = False,
-    ) -> Result:
-        """Write a whole file: a step with a span of its own.
-
-        Args:
-            path: absolute, or relative to the world's cwd.
-            data: the content; text is written as UTF-8.
-            mode: permission bits of a new file; 0o644 when None.
-            make_parents: make missing directories.
-
-        Raises:
-            WorldFileNotFound: a directory above it is missing.
-            WorldFileDenied: the world's user may not write there.
-        """
-        return drive(self._inner.write(path, data, mode=mode, make_parents=make_parents))
-
-
 class Diff:
     """What a world or a step changed."""
 
@@ -284,7 +210,7 @@ class Diff:
 
     def patch_pieces(self) -> Iterator[bytes]:
         """The patch in pieces, for one too large to hold."""
-        return _Iteration(self._inner.patch_pieces())
+        return Iteration(self._inner.patch_pieces())
 
 
 class World:
@@ -713,7 +639,7 @@ class Substrate:
             path: only those that changed this path.
             host: only those that contacted this host.
         """
-        return _Iteration(
+        return Iteration(
             self._inner.spans(
                 limit=limit,
                 session_id=session_id,
@@ -735,11 +661,11 @@ class Substrate:
             span: its id, a prefix, ``@last``, or a result.
             bounded: only the bounded lines that are in the journal itself.
         """
-        return _Iteration(self._inner.events(span, bounded=bounded))
+        return Iteration(self._inner.events(span, bounded=bounded))
 
     def event_lines(self, span: SpanLike, *, bounded: bool = False) -> Iterator[bytes]:
         """As :meth:`events`, each as the JSON line that it is, with its newline."""
-        return _Iteration(self._inner.event_lines(span, bounded=bounded))
+        return Iteration(self._inner.event_lines(span, bounded=bounded))
 
     def object(self, digest: str) -> Iterator[bytes]:
         """The bytes of an object, in pieces: output, a file's content, an event batch.
@@ -748,7 +674,7 @@ class Substrate:
             ObjectMissing: there is no such object.
             ObjectCorrupt: it does not hold what its digest names.
         """
-        return _Iteration(self._inner.object(digest))
+        return Iteration(self._inner.object(digest))
 
     def diff(self, what: SpanLike) -> Diff:
         """What a step changed, also after its world is gone; or all that a world did.

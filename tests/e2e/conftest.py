@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.user_fixtures import lone_user, user
+from tests.user_fixtures import lone_user, own_checkout, rootless, user
 
-__all__ = ["lone_user", "user"]
+__all__ = ["lone_user", "own_checkout", "rootless", "user"]

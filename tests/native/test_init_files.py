@@ -65,11 +65,12 @@ def test_write_read_stat_list(tmp_path: Path) -> None:
             # 0777 and 0640 through the umask 022
             assert (entry.kind, entry.mode, entry.size) == ("f", 0o640, 1 << 20)
             listed = {
-                entry.path: entry for entry in _entries((await _do(box, "list", "/w", "-1")).out)
+                entry.path: entry
+                for entry in _entries((await _do(box, "list", "/w", "-1", "", "-1")).out)
             }
             assert set(listed) == {b"a", b"a/b.bin", b"\xff\n", b"link"}
             assert listed[b"link"].target == b"/etc/passwd"
-            shallow = _entries((await _do(box, "list", "/w", "1")).out)
+            shallow = _entries((await _do(box, "list", "/w", "1", "", "-1")).out)
             assert b"a/b.bin" not in {entry.path for entry in shallow}
             assert (await _do(box, "readlink", "/w/link")).out == b"/etc/passwd"
 

@@ -10,6 +10,7 @@ from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
 from substrate_services.wire.convert import command_to_proto, decision_from_proto
 from substrate_services.world.execs import HOST_KINDS, StepKind
+from substrate_services.world.file_steps import paths_of
 from substrate_services.world.worlds import World
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ class BrokerClient:
             facts.kind = broker_pb2.STEP_KIND_FILES  # of the world's own files
         else:
             facts.kind = broker_pb2.STEP_KIND_FILES
-            facts.paths.append(_written(action))
+            facts.paths.extend(_changed(action))
         answer = await self._broker.Evaluate(broker_pb2.EvaluateRequest(step=facts))
         return decision_from_proto(answer.decision)
 
 
-def _written(action: Action) -> bytes:
-    """The path that a Files step is about, absolute; nothing is looked up."""
-    return os.path.normpath(os.path.join(action.cwd, action.command.argv[2]))
+def _changed(action: Action) -> list[bytes]:
+    """The paths that a Files step is about, absolute; nothing is looked up."""
+    return [
+        os.path.normpath(os.path.join(action.cwd, path)) for path in paths_of(action.command.argv)
+    ]

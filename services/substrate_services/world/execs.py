@@ -37,7 +37,8 @@ from substrate_services.journal.schema import (
 from substrate_services.journal.writer import Journal
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.ended import Ended
-from substrate_services.world.ids import EXEC_ID, new_span_id
+from substrate_services.world.file_kinds import FILES_KINDS, FilesKind
+from substrate_services.world.ids import EXEC_ID, LOOK_PREFIX, new_span_id
 from substrate_services.world.init_client import (
     ExecStart,
     ExecState,
@@ -54,7 +55,7 @@ from substrate_services.world.worlds import World, Worlds
 
 log = logging.getLogger(__name__)
 
-StepKind = Literal["exec", "files.write", "apply", "discard", "rollback"]
+StepKind = Literal["exec", FilesKind, "apply", "discard", "rollback"]
 #: Steps that the host itself does, without the world's init.
 HOST_KINDS = ("apply", "discard", "rollback")
 DEFAULT_UMASK = 0o022
@@ -66,6 +67,7 @@ FILES_PROGRAM = b"substrate-files"  # argv[0] of a recorded Files step
 _EXEC_FILE = "exec.json"
 _STDIN_FILE = "stdin"
 _OUTCOME_FILE = "outcome"
+_FEED_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ class Execs:
         """
         if EXEC_ID.fullmatch(request.exec_id) is None:
             raise InvalidField("exec_id", request.exec_id, "expected 1 to 64 of [A-Za-z0-9_.-]")
+        if request.exec_id.startswith(LOOK_PREFIX):
+            raise InvalidField("exec_id", request.exec_id, f"{LOOK_PREFIX}… is taken; use another")
         known = self._find(world, request.exec_id)
         if known is not None:
             return known
@@ -294,7 +298,7 @@ class Execs:
     async def _start_in_box(self, world: World, exec_: Exec, request: ExecRequest) -> None:
         action = exec_.start.action
         argv = action.command.argv
-        builtin = exec_.start.kind != "exec"
+        builtin = exec_.start.kind in FILES_KINDS
         # A replayed terminal hears what was typed, or at once that nothing more will be.
         fed = action.stdin_digest is not None or (action.pty and not request.stdin_pipe)
         env = dict(_identity_env(self._original(exec_.start)))
@@ -356,7 +360,10 @@ class Execs:
             running = {other.exec_id for other in others}
             processes = await world.init.processes()
             left_running = any(
-                process.exec_id and process.exec_id not in running for process in processes
+                process.exec_id
+                and process.exec_id not in running
+                and not process.exec_id.startswith(LOOK_PREFIX)
+                for process in processes
             )
             world.has_background = left_running
         exec_.shared = bool(others) or left_running
@@ -372,8 +379,7 @@ class Execs:
                     "SPAN_NOT_FOUND", f"no span {request.recorded_span_id!r} is recorded here"
                 )
             action = replace(record.action, snapshot_id=world.tree.snapshot_id)
-            kind: StepKind = "files.write" if record.kind == "files.write" else "exec"
-            return action, record, kind
+            return action, record, FILES_KINDS.get(record.kind, "exec")
         spec = world.spec
         command = _command(request)
         env = dict(spec.env)
@@ -410,16 +416,22 @@ class Execs:
 
     # -- while it runs -------------------------------------------------------------------------
 
-    async def _feed(self, world: World, exec_: Exec, digest: str | None) -> None:
-        """Give a recorded standard input to a command; None is an empty one."""
+    async def _feed(self, world: World, exec_: Exec, digest: str | None, *, taken: int = 0) -> None:
+        """Give a recorded standard input to a command; None is an empty one.
+
+        ``taken`` bytes of it the world's init has already, from an earlier host process.
+        """
         offset = 0
         if digest is not None:
             with await asyncio.to_thread(self._store.open, digest) as source:
-                while chunk := await asyncio.to_thread(source.read, 1 << 16):
-                    offset += len(chunk)
-                    if await world.init.write_stdin(exec_.exec_id, chunk) < offset:
+                while chunk := await asyncio.to_thread(source.read, _FEED_BYTES):
+                    begin, offset = offset, offset + len(chunk)
+                    if offset <= taken:
+                        continue
+                    sent = await world.init.write_stdin(exec_.exec_id, chunk, offset=begin)
+                    if sent < offset:
                         return  # closed by the command
-        await world.init.write_stdin(exec_.exec_id, b"", eof=True)
+        await world.init.write_stdin(exec_.exec_id, b"", offset=offset, eof=True)
 
     async def write_stdin(
         self, world: World, exec_id: str, offset: int, data: bytes, *, eof: bool
@@ -603,6 +615,11 @@ class Execs:
                     self._track(self._finish(world, exec_, Ended.of(state, killed_by_user=False)))
                 else:
                     exec_.pid = state.pid
+                    digest = exec_.start.action.stdin_digest
+                    if exec_.start.kind in FILES_KINDS and digest is not None:
+                        # Nobody but us ever feeds it: without the rest it would wait for ever.
+                        taken = state.stdin_received
+                        self._track(self._feed(world, exec_, digest, taken=taken))
 
     def _read_execs(self, directory: Path) -> list[Exec]:
         found = []

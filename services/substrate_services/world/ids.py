@@ -7,6 +7,8 @@ import re
 import secrets
 
 EXEC_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+#: What begins the id of a file operation that is no step; no exec's id does.
+LOOK_PREFIX = "look_"
 
 
 def new_span_id() -> str:

@@ -139,12 +139,14 @@ class InitClient:
             raise InitGone("the init answered a greeting with something else")
         return Welcome(answer[1], answer[2], answer[3], KillMode(answer[4]), answer[5])
 
-    async def start(self, start: ExecStart, log_fd: int) -> Started:
+    async def start(self, start: ExecStart, log_fd: int, output_fd: int | None = None) -> Started:
         """Start an exec, or find the one that was started under this id. Idempotent.
 
         Args:
             start: what to start.
             log_fd: the output log, opened with O_APPEND for writing; stays the caller's.
+            output_fd: what standard output is to be, instead of going to the log; stays the
+                caller's.
 
         Raises:
             StartFailed: it could not be started; nothing runs.
@@ -152,7 +154,9 @@ class InitClient:
             ValueError: an argument the kernel cannot take.
         """
         state = self._stdin.setdefault(start.exec_id, _StdinState())
-        packet, _ = await self._ask(InitType.START, start.encode(), (log_fd,))
+        fds = (log_fd,) if output_fd is None else (log_fd, output_fd)
+        payload = start.encode(with_output=output_fd is not None)
+        packet, _ = await self._ask(InitType.START, payload, fds)
         if packet.type == InitType.FAILED:
             if self._stdin.get(start.exec_id) is state:
                 del self._stdin[start.exec_id]

@@ -70,6 +70,7 @@ class _StartFlag(IntFlag):
     STDIN = 2
     BUILTIN = 4
     NO_ASLR = 8
+    OUTPUT = 16
 
 
 class _StateFlag(IntFlag):
@@ -126,7 +127,7 @@ class ExecStart:
     last_pid: int | None = None
     rlimits: tuple[Rlimit, ...] = ()
 
-    def encode(self) -> bytes:
+    def encode(self, *, with_output: bool = False) -> bytes:
         """As SUB_I_START carries it. Raises ValueError for NUL bytes or an empty argv."""
         if not self.argv or not self.argv[0]:
             raise ValueError("argv must name a program")
@@ -139,6 +140,8 @@ class ExecStart:
             flags |= _StartFlag.BUILTIN
         if self.no_aslr:
             flags |= _StartFlag.NO_ASLR
+        if with_output:
+            flags |= _StartFlag.OUTPUT
         rows, cols = self.pty or (0, 0)
         timeout_ms = 0 if self.timeout_s is None else max(1, round(self.timeout_s * 1000))
         head = _START.pack(

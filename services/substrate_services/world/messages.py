@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable
 
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
-from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, files_pb2, worlds_pb2
+from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, worlds_pb2
 from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.telemetry.classes import classes_mask
 from substrate_services.wire import validation
@@ -17,7 +17,7 @@ from substrate_services.wire.convert import (
     timestamp_to_proto,
 )
 from substrate_services.world.backends.base import BackendCapabilities
-from substrate_services.world.execs import FILES_PROGRAM, Exec, ExecRequest
+from substrate_services.world.execs import Exec, ExecRequest
 from substrate_services.world.output_log import Frame, Stream
 from substrate_services.world.preparing import WorldRequest
 from substrate_services.world.telemetry_rows import telemetry_rows
@@ -30,7 +30,6 @@ _STREAMS = {
 }
 _LABELS_LIMIT = 64
 _ENV_LIMIT = 4_096
-DEFAULT_FILE_MODE = 0o644
 
 
 def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") -> WorldRequest:
@@ -133,27 +132,6 @@ def exec_request(request: execs_pb2.StartExecRequest) -> ExecRequest:
         agent_id=validation.bounded_text("agent_id", request.agent_id),
         traceparent=request.traceparent,
     )
-
-
-def write_request(header: files_pb2.WriteFileHeader, digest: str) -> ExecRequest:
-    """The step that writing a file is: an operation of the world's init, fed by an object."""
-    mode = header.mode if header.HasField("mode") else DEFAULT_FILE_MODE
-    if mode > 0o7777:
-        raise InvalidField("header.mode", oct(mode), "expected permission bits, at most 0o7777")
-    options = b"create,truncate,parents" if header.make_parents else b"create,truncate"
-    return ExecRequest(
-        exec_id=validation.exec_id("header.exec_id", header.exec_id),
-        kind="files.write",
-        argv=(FILES_PROGRAM, b"write", file_path(header.path), b"%o" % mode, options),
-        stdin_digest=digest,
-    )
-
-
-def file_path(path: bytes) -> bytes:
-    """A path of the Files RPCs; relative ones start at the world's cwd."""
-    if not path or b"\0" in path:
-        raise InvalidField("path", path, "expected a path without NUL bytes")
-    return path
 
 
 def signal_number(name: str) -> int:

@@ -3,66 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import json
-import os
-import tempfile
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import (
     commits_pb2,
     execs_pb2,
-    files_pb2,
-    world_service_pb2_grpc,
     worlds_pb2,
 )
 from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.parts import change_from_json
 from substrate_services.journal.reader import JournalReader
-from substrate_services.journal.schema import Change, SpanRecord
+from substrate_services.journal.schema import Change
 from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.wire import validation
 from substrate_services.wire.convert import change_to_proto, result_to_proto
 from substrate_services.world.availability import Availability
 from substrate_services.world.commit_rpcs import CommitRpcs
-from substrate_services.world.execs import Exec, ExecRequest, Execs
+from substrate_services.world.execs import Exec, Execs
+from substrate_services.world.file_rpcs import FileRpcs
 from substrate_services.world.looks import Looks
 from substrate_services.world.messages import (
     capabilities_to_proto,
     exec_request,
     exec_to_proto,
-    file_path,
     output_to_proto,
     signal_number,
     world_request,
     world_to_proto,
-    write_request,
 )
 from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_frames
 from substrate_services.world.patch import patch
 from substrate_services.world.project import Project
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.snapshots import get_base, get_snapshot
-from substrate_services.world.worlds import Worlds
+from substrate_services.world.worlds import World, Worlds
 
 if TYPE_CHECKING:
     from substrate_services.wire.errors import Context
 
 KEEPALIVE_S = 15.0
-_PIECE_BYTES = 64 << 10
-_FILE_ERRORS = {
-    errno.ENOENT: "FILE_NOT_FOUND",
-    errno.ENOTDIR: "FILE_NOT_FOUND",
-    errno.EISDIR: "IS_A_DIRECTORY",
-    errno.ENOSPC: "DISK_FULL",
-    errno.EDQUOT: "DISK_FULL",
-}
 
 
-class WorldServicer(CommitRpcs, world_service_pb2_grpc.WorldServiceServicer):
+class WorldServicer(CommitRpcs, FileRpcs):
     """Serves the worlds of one host.
 
     Args:
@@ -88,14 +74,12 @@ class WorldServicer(CommitRpcs, world_service_pb2_grpc.WorldServiceServicer):
         store: ObjectStore,
         version: str,
     ) -> None:
+        super().__init__(worlds=worlds, execs=execs, looks=looks, store=store)
         self._availability = availability
-        self._worlds = worlds
-        self._execs = execs
         self._looks = looks
         self._rollbacks = rollbacks
         self._snapshots = {}
         self._reader = reader
-        self._store = store
         self._version = version
 
     # -- worlds --------------------------------------------------------------------------------
@@ -145,8 +129,12 @@ class WorldServicer(CommitRpcs, world_service_pb2_grpc.WorldServiceServicer):
     ) -> worlds_pb2.RemoveWorldResponse:
         """See the contract."""
         validation.required_text("world_id", request.world_id)
-        await self._worlds.remove(request.world_id, self._execs.end_all)
+        await self._worlds.remove(request.world_id, self._end_all)
         return worlds_pb2.RemoveWorldResponse()
+
+    async def _end_all(self, world: World) -> None:
+        self._looks.world_lost(world)
+        await self._execs.end_all(world)
 
     async def GetCapabilities(
         self, request: worlds_pb2.GetCapabilitiesRequest, context: Context
@@ -254,58 +242,6 @@ class WorldServicer(CommitRpcs, world_service_pb2_grpc.WorldServiceServicer):
             next_page_token=validation.page_token(str(start + size), query) if more else "",
         )
 
-    # -- files ---------------------------------------------------------------------------------
-
-    async def ReadFile(
-        self, request: files_pb2.ReadFileRequest, context: Context
-    ) -> AsyncIterator[files_pb2.ReadFileResponse]:
-        """See the contract."""
-        world = self._worlds.get(request.world_id)
-        path = file_path(request.path)
-        length = b"%d" % request.length if request.length else b"-1"
-        async with self._looks.open(world, (b"read", path, b"%d" % request.offset, length)) as look:
-            async for data in look.output():
-                for at in range(0, len(data), _PIECE_BYTES):
-                    yield files_pb2.ReadFileResponse(data=data[at : at + _PIECE_BYTES])
-            number = await look.result()
-        if number:
-            raise _file_error("read", path, number)
-
-    async def WriteFile(
-        self, request_iterator: AsyncIterable[files_pb2.WriteFileRequest], context: Context
-    ) -> files_pb2.WriteFileResponse:
-        """See the contract."""
-        header: files_pb2.WriteFileHeader | None = None
-        with tempfile.TemporaryFile() as spool:
-            async for part in request_iterator:
-                if part.WhichOneof("part") == "header":
-                    if header is not None:
-                        raise InvalidField("header", "a second one", "send it once, first")
-                    header = part.header
-                elif header is None:
-                    raise InvalidField("header", "none", "send it before the data")
-                else:
-                    spool.write(part.data)
-            if header is None:
-                raise InvalidField("header", "none", "send it before the data")
-            self._worlds.get(header.world_id)  # before its content is kept
-            spool.flush()
-            spool.seek(0)
-            digest = await asyncio.to_thread(self._store.put_file, spool.fileno())
-        record = await self._step(header.world_id, write_request(header, digest))
-        if record.termination_reason == "DENIED":
-            raise ServiceError(
-                "POLICY_DENIED", f"{record.decision.reason} (rule {record.decision.rule_id})"
-            )
-        if record.exit_code:
-            raise _file_error("write", header.path, record.exit_code)
-        return files_pb2.WriteFileResponse(result=result_to_proto(record))
-
-    async def _step(self, world_id: str, request: ExecRequest) -> SpanRecord:
-        world = self._worlds.get(world_id)
-        exec_ = await self._execs.start(world, request)
-        return await self._execs.wait(world, exec_)
-
     # -- changes -------------------------------------------------------------------------------
 
     async def GetDiff(
@@ -380,9 +316,3 @@ async def _follow(exec_: Exec, offset: int) -> AsyncIterator[execs_pb2.StreamExe
             following.cancel()
             await asyncio.wait([following])
         await frames.aclose()
-
-
-def _file_error(verb: str, path: bytes, number: int) -> ServiceError:
-    """The error that an errno of the world's init means."""
-    reason = _FILE_ERRORS.get(number, "FILE_DENIED")
-    return ServiceError(reason, f"cannot {verb} {os.fsdecode(path)}: {os.strerror(number)}")
