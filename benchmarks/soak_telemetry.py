@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "services")]
 
 from substrate_services.telemetry.coverage import coverage_of  # noqa: E402
-from substrate_services.telemetry.decode import DecodeSummary, decode_segments  # noqa: E402
+from substrate_services.telemetry.decode import DecodeLimits, DecodeSummary, decode_segments  # noqa: E402
 from tests.native.recording import (  # noqa: E402
     IDS,
     Recorder,
@@ -48,6 +48,8 @@ from tests.native.recording import (  # noqa: E402
 _SLOTS = 65535
 _PAGE_BYTES = 4 * (1 + _SLOTS)
 _LONGEST_S = 0.06
+#: Ten million event lines are more than a step may have: a world has room for fewer (256 MiB).
+_LIMITS = DecodeLimits(output_bytes=16 << 30, timeout_s=300)
 _PR_SET_CHILD_SUBREAPER = 36
 _EVENT = re.compile(rb'"path": ?"/soak/(\d+)-(\d+)"')
 
@@ -216,7 +218,13 @@ def burst(events: int, size: str, directory: Path) -> Burst:
         fd = os.open(segments, os.O_RDONLY | os.O_DIRECTORY)
         try:
             summary = asyncio.run(
-                decode_segments(segments_fd=fd, ids=IDS, root_pid=None, sink=lambda _: None)
+                decode_segments(
+                    segments_fd=fd,
+                    ids=IDS,
+                    root_pid=None,
+                    sink=lambda _: None,
+                    limits=_LIMITS,
+                )
             )
         finally:
             os.close(fd)

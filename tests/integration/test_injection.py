@@ -86,7 +86,7 @@ def test_a_32_bit_program_runs_as_ever_and_is_named_as_not_covered(
     assert any("32-bit program" in reason for reason in result.coverage.reasons), result.coverage
     alone = world.run(["./narrow"])
     assert (alone.stderr, alone.coverage.state) == ("", "none")
-    assert any("32-bit program" in reason for reason in alone.coverage.reasons)
+    assert any("32-bit program" in reason for reason in alone.coverage.reasons), alone.coverage
 
 
 def test_a_32_bit_program_meets_the_same_filter(

@@ -61,7 +61,7 @@ def coverage_of(
     if root is not None and root_missing:
         why = why_uncovered(root.exe, open_program) or "it never said hello"
         reasons.append(f"{_shown(root.argv, root.exe)} (pid {root.pid}): {why}")
-    reasons += _short_of_full(summary.processes, open_program)
+    reasons += _short_of_full(summary.processes, root, open_program)
     reasons += _losses(summary)
     if summary.processes_covered == 0 and not reasons:
         reasons.append("no process said hello")
@@ -78,14 +78,16 @@ def coverage_of(
     )
 
 
-def _short_of_full(processes: tuple[Process, ...], open_program: ProgramOpener | None) -> list[str]:
+def _short_of_full(
+    processes: tuple[Process, ...], root: RootProcess | None, open_program: ProgramOpener | None
+) -> list[str]:
     seen: Counter[str] = Counter()
     for process in processes:
         if process.coverage == "full":
             continue
         why = process.coverage_reason
         if process.coverage == "none":
-            why = why_uncovered(process.exe, open_program) or why
+            why = why_uncovered(_program(process, root), open_program) or why
         seen[f"{_shown(process.argv, process.exe)}: {why}"] += 1
     reasons = [
         f"{text} ({count} times)" if count > 1 else text
@@ -94,6 +96,14 @@ def _short_of_full(processes: tuple[Process, ...], open_program: ProgramOpener |
     if len(seen) > _REASONS_LISTED:
         reasons.append(f"{len(seen) - _REASONS_LISTED} further programs were not seen in full")
     return reasons
+
+
+def _program(process: Process, root: RootProcess | None) -> bytes:
+    """The path of a process's program; the ledger has the root's as it was passed, relative too."""
+    if root is None or process.pid != root.pid:
+        return process.exe
+    same = os.path.basename(process.exe) == os.path.basename(root.exe)
+    return root.exe if same else process.exe
 
 
 def _losses(summary: DecodeSummary) -> list[str]:
