@@ -177,3 +177,14 @@ def test_classes_that_were_switched_off_are_said(sub: Substrate, project: Path) 
     assert result.coverage.state == "partial"
     assert result.coverage.classes_off == ("network", "stat", "transfer", "load", "sources")
     assert "as was asked for" in reasons(result)
+
+
+def test_the_host_s_policy_says_what_is_recorded_by_default(user: User, project: Path) -> None:
+    policies = user.substrate_home / "policies"
+    policies.mkdir(parents=True)
+    (policies / "less.yaml").write_text("version: 1\ntelemetry: {classes: [open]}\n")
+    with user.client() as sub:
+        with sub.world(project=project, cwd=project) as made:
+            assert "mutate" in made.run("ls >/dev/null").coverage.classes_off
+        with sub.world(project=project, cwd=project, telemetry=["mutate"]) as made:
+            assert "mutate" not in made.run("ls >/dev/null").coverage.classes_off

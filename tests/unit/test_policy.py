@@ -82,10 +82,10 @@ rules:
 
 MISTAKES = {
     "": "p.yaml: an empty policy; write at least `version: 1`",
-    "[]": "p.yaml:1: a policy is a mapping with version, name, mode, defaults, disable, rules, not a list",
+    "[]": "p.yaml:1: a policy is a mapping with version, name, mode, defaults, disable, telemetry, rules, not a list",
     "name: x": "p.yaml:1: `version` is missing; write `version: 1`",
     "version: 2": "p.yaml:1: version `2` is not known; this reads version 1",
-    "version: 1\nruls: []": "p.yaml:2: unknown key `ruls` in a policy; known: version, name, mode, defaults, disable, rules",
+    "version: 1\nruls: []": "p.yaml:2: unknown key `ruls` in a policy; known: version, name, mode, defaults, disable, telemetry, rules",
     "version: 1\nversion: 1": "p.yaml:2: `version` is given twice",
     "version: 1\nmode: strict": "p.yaml:2: `mode: strict` is not known; one of disabled, observe, enforce",
     "version: 1\nmode: [x]": "p.yaml:2: `mode` is a string, not a list; put it in quotes",
@@ -307,3 +307,13 @@ def test_wrong_files_stop_what_they_are_for(tmp_path: Path) -> None:
 def test_a_problem_without_a_line_names_the_file() -> None:
     assert str(Problem("a", 0, "m")) == "a: m"
     assert str(Problem("a", 3, "m")) == "a:3: m"
+
+
+def test_the_host_says_what_worlds_record_by_default(tmp_path: Path) -> None:
+    text = "version: 1\ntelemetry: {classes: [open, network]}\n"
+    assert load_policy(home=host(tmp_path, text)).telemetry == ("open", "network")
+    assert load_policy().telemetry == ()
+    assert "`telemetry` works only in the host's policies" in problems(text, "project")[0]
+    wrong = "version: 1\ntelemetry: {classes: [opens]}\n"
+    assert "'opens': expected process, open, mutate" in problems(wrong, "host")[0]
+    assert "names no `classes`" in problems("version: 1\ntelemetry: {}\n", "host")[0]

@@ -150,6 +150,7 @@ def policy_to_proto(policy: Policy) -> broker_pb2.Policy:
         mode=POLICY_MODES[policy.mode],
         files=_texts(policy.files),
         rules=len(policy.rules),
+        telemetry=policy.telemetry,
     )
 
 

@@ -129,6 +129,7 @@ class Policy:
         rules: every rule of every layer that is not disabled, strictest layers not first: in
             order of layers and lines.
         files: the files it was made from, in order.
+        telemetry: classes of events that worlds record whose creator names none; all where empty.
         notes: what was read and has no effect, and why.
         examples: how many match and not_match examples ran.
     """
@@ -138,6 +139,7 @@ class Policy:
     defaults: dict[str, Default]
     rules: tuple[Rule, ...]
     files: tuple[str, ...]
+    telemetry: tuple[str, ...] = ()
     notes: tuple[Problem, ...] = ()
     examples: int = 0
     restricting: RuleIndex = field(default_factory=lambda: RuleIndex(()), repr=False, compare=False)
@@ -233,6 +235,7 @@ def merge_layers(layers: Sequence[LayerFile]) -> Policy:
         defaults=defaults,
         rules=tuple(rules),
         files=tuple(layer.file for layer in layers),
+        telemetry=_merge_telemetry(layers),
         notes=tuple(notes),
         examples=sum(layer.examples for layer in layers),
         restricting=RuleIndex(rule for rule in active if rule.action != "allow"),
@@ -258,6 +261,12 @@ def _owner_mode(layers: Sequence[LayerFile]) -> PolicyMode:
         return max(host, key=_MODE_STRENGTH.__getitem__)
     builtin = [layer.mode for layer in layers if layer.layer == "builtin" and layer.mode]
     return builtin[0] if builtin else "enforce"
+
+
+def _merge_telemetry(layers: Sequence[LayerFile]) -> tuple[str, ...]:
+    """What any host file wants recorded; empty, which is all, where none says."""
+    named = [layer.telemetry for layer in layers if layer.telemetry is not None]
+    return tuple(dict.fromkeys(name for names in named for name in names))
 
 
 def _disabled_ids(layers: Sequence[LayerFile]) -> set[str]:

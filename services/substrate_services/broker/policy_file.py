@@ -26,6 +26,7 @@ from substrate_services.broker.patterns import (
     exact_pattern,
 )
 from substrate_services.journal.schema import DecisionAction, PolicyMode
+from substrate_services.telemetry.classes import classes_mask
 
 Layer = Literal["builtin", "host", "project", "session"]
 Reach = Literal["apply", "network", "secrets", "host"]
@@ -41,7 +42,7 @@ _MAX_YAML_DEPTH = 8
 _Choice = TypeVar("_Choice", bound=str)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}\Z")
 _LATER_KINDS = ("network", "files", "secrets")  # the schema's room for issues to come
-_TOP_KEYS = ("version", "name", "mode", "defaults", "disable", "rules")
+_TOP_KEYS = ("version", "name", "mode", "defaults", "disable", "telemetry", "rules")
 _RULE_KEYS = (
     "id", "action", "kind", "command", "argv", "when", "reason", "match", "not_match",
 )  # fmt: skip
@@ -127,6 +128,7 @@ class LayerFile:
     mode_line: int = 0
     defaults: dict[str, tuple[DecisionAction, int]] = field(default_factory=dict)
     disable: tuple[tuple[str, int], ...] = ()
+    telemetry: tuple[str, ...] | None = None
     rules: tuple[Rule, ...] = ()
     examples: int = 0
 
@@ -206,6 +208,7 @@ class _Reader:
             mode_line=top["mode"].start_mark.line + 1 if "mode" in top else 0,
             defaults=self.defaults(top.get("defaults")),
             disable=self.disabled(top.get("disable")),
+            telemetry=self.telemetry(top.get("telemetry")),
             rules=tuple(rules),
             examples=self.examples,
         )
@@ -312,6 +315,27 @@ class _Reader:
         return tuple(
             (value, item.start_mark.line + 1) for value, item in self.strings(node, "disable")
         )
+
+    def telemetry(self, node: yaml.Node | None) -> tuple[str, ...] | None:
+        if node is None:
+            return None
+        if self.layer != "host":
+            self.error(
+                node,
+                f"`telemetry` works only in the host's policies; a {self.layer} policy cannot say "
+                "what is recorded",
+            )
+            return None
+        found = self.mapping(node, ("classes",), "`telemetry`") or {}
+        if "classes" not in found:
+            self.error(node, "`telemetry` names no `classes`; leave it out to record all")
+            return None
+        names = tuple(name for name, _ in self.strings(found["classes"], "classes"))
+        try:
+            classes_mask(names)
+        except ValueError as error:
+            self.error(node, f"`telemetry.classes`: {error}")
+        return names
 
     def rules(self, node: yaml.Node | None) -> Iterator[Rule]:
         if node is None:
