@@ -29,7 +29,7 @@ def main() -> None:
     json.dump({"before": before, "after": listing(merged)}, sys.stdout)
 
 
-def apply(root: str, operation: list[str]) -> None:
+def apply(root: str, operation: list[str]) -> None:  # noqa: C901 # a table would say no more
     """Do one operation; one that the tree does not allow is left out."""
     verb, *names = operation
     paths = [os.path.join(root, name) for name in names]
@@ -53,6 +53,12 @@ def apply(root: str, operation: list[str]) -> None:
             os.symlink("somewhere", paths[0])
         elif verb == "chmod":
             os.chmod(paths[0], 0o700)
+        elif verb == "note":
+            os.setxattr(paths[0], "user.note", names[0].encode())
+        elif verb == "hole":
+            os.truncate(paths[0], 100_000)
+        elif verb == "link":
+            os.link(paths[0], paths[1], follow_symlinks=False)
         elif verb == "touch":
             os.utime(paths[0], (1, 1))
     except OSError:
@@ -75,6 +81,13 @@ def listing(root: str) -> Listing:
                 stat.S_IFMT(status.st_mode),
                 stat.S_IMODE(status.st_mode),
                 content,
+                []
+                if stat.S_ISLNK(status.st_mode)
+                else [
+                    os.getxattr(path, name).decode()
+                    for name in sorted(os.listxattr(path))
+                    if name.startswith("user.") and not name.startswith("user.overlay.")
+                ],
             ]
     return found
 

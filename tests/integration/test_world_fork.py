@@ -1,4 +1,4 @@
-"""Snapshots and forks: a tree after a step, again in another world, also after the first is gone."""
+"""Snapshots and forks: a tree after a step, in another world, also after the first is gone."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_command_line_forks_the_last_step(user: User, git_checkout: Path) ->
         user.run("world", "rm", world_id, cwd=git_checkout)
 
 
-def test_a_step_that_is_not_recorded_is_named(user: User, git_checkout: Path) -> None:
+def test_a_step_that_is_not_recorded_is_named(user: User) -> None:
     with user.client() as sub, pytest.raises(errors.SpanNotFound, match="0123456789abcdef"):
         sub.fork("0123456789abcdef")
 

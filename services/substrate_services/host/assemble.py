@@ -30,9 +30,11 @@ from substrate_services.replay.runner import Runner
 from substrate_services.replay.server import ReplayServicer
 from substrate_services.telemetry.otel import OtelProjection
 from substrate_services.trace.server import TraceServicer
+from substrate_services.world.apply import Applies
 from substrate_services.world.availability import Availability
 from substrate_services.world.backends.base import BackendUnavailable
 from substrate_services.world.backends.native import NativeBackend
+from substrate_services.world.beneath import Caller
 from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.execs import Execs
 from substrate_services.world.looks import Looks
@@ -138,11 +140,25 @@ class Host:
             looks = Looks()
             worlds.listeners += [execs, looks]
             rollbacks = Rollbacks(worlds=worlds, execs=execs, reader=reader)
+            applies = Applies(
+                home=config.home,
+                execs=execs,
+                store=store,
+                rollbacks=rollbacks,
+                caller=Caller.own(),
+            )
             availability = Availability(backend)
             replays = Replays(Runner(engine=LocalEngine(channel), reader=reader, store=store))
             stack.push_async_callback(replays.close)
             agent = AgentServicer(Sessions(journal), reader, channel)
-            await self._recover(backend, worlds, rollbacks, execs, agent)
+            await self._recover(
+                backend,
+                worlds=worlds,
+                rollbacks=rollbacks,
+                applies=applies,
+                execs=execs,
+                agent=agent,
+            )
             server = await build_server(
                 [
                     agent,
@@ -153,6 +169,7 @@ class Host:
                         execs=execs,
                         looks=looks,
                         rollbacks=rollbacks,
+                        applies=applies,
                         reader=reader,
                         store=store,
                         version=config.version,
@@ -172,8 +189,10 @@ class Host:
     async def _recover(
         self,
         backend: NativeBackend,
+        *,
         worlds: Worlds,
         rollbacks: Rollbacks,
+        applies: Applies,
         execs: Execs,
         agent: AgentServicer,
     ) -> None:
@@ -183,9 +202,11 @@ class Host:
             await backend.start()
         except BackendUnavailable as error:
             log.warning("worlds cannot be made here: %s; %s", error, error.fix)
+            await applies.recover([])  # nobody's files are left half written
             return
         found = await worlds.recover()
         await rollbacks.recover(found)
+        await applies.recover(found)
         await execs.recover(found)
         await execs.drain()
         for world in found:

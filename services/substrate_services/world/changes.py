@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from substrate_services.journal.schema import Change, ChangeScope, FileState
 from substrate_services.world.base_mounts import is_below
-from substrate_services.world.layers import HashFile, Layer, LowerView, UpperNode
+from substrate_services.world.layers import HashFile, Layer, LowerView, UpperNode, Xattrs
 from substrate_services.world.project import Project
+from substrate_services.world.renames import pair_renames
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class _View:
         if self.upper is not None:
             return self.upper.state
         return self.lower.state(hash_file) if self.lower is not None else None
+
+    def xattrs(self) -> Xattrs:
+        if self.upper is not None:
+            return self.upper.xattrs
+        return self.lower.xattrs() if self.lower is not None else ()
 
     def below(self, root: LowerView) -> LowerView | None:
         """The lower directory that this directory's entries are merged with."""
@@ -77,18 +83,37 @@ class ChangeFinder:
         self._hidden = hidden
 
     def changes(
-        self, before: Mapping[str, UpperNode], after: Mapping[str, UpperNode]
+        self,
+        before: Mapping[str, UpperNode],
+        after: Mapping[str, UpperNode],
+        *,
+        renames: bool = True,
     ) -> list[Change]:
-        """All changes between two walks (layer id → upper root), sorted by path."""
+        """All changes between two walks (layer id → upper root), sorted by path.
+
+        Args:
+            before: one walk.
+            after: the other.
+            renames: pair what is gone with what is new; otherwise it is deleted and created.
+        """
         found: list[Change] = []
+        redirects: dict[bytes, bytes] = {}
         for layer in self._layers:
             root = LowerView.root(layer, self._hidden)
             old = _View(before.get(layer.layer_id), root)
             new = _View(after[layer.layer_id], root)
-            found.extend(self._compare(layer, old, new, root))
-        return sorted(found, key=lambda change: change.path)
+            found.extend(self._compare(layer, old, new, root, redirects))
+        found.sort(key=lambda change: change.path)
+        return pair_renames(found, redirects) if renames else found
 
-    def _compare(self, layer: Layer, old: _View, new: _View, root: LowerView) -> Iterator[Change]:
+    def _compare(
+        self,
+        layer: Layer,
+        old: _View,
+        new: _View,
+        root: LowerView,
+        redirects: dict[bytes, bytes],
+    ) -> Iterator[Change]:
         # A stack of its own: a world may nest directories deeper than calls may nest here.
         pending = [(b"", old, new)]
         while pending:
@@ -103,6 +128,8 @@ class ChangeFinder:
             change = self._change(layer.path_in_world(relative), old, new)
             if change is not None:
                 yield change
+                if change.kind == "created" and new.upper is not None and new.upper.redirect:
+                    redirects[change.path] = origin_of(layer, change.path, new.upper.redirect)
             for name, old_child, new_child in _pairs_below(old, new, root):
                 pending.append((os.path.join(relative, name), old_child, new_child))
 
@@ -129,12 +156,21 @@ class ChangeFinder:
             return Change(path, "modified", scope, before, after)
         if (before.mode, before.uid, before.gid) != (after.mode, after.uid, after.gid):
             return Change(path, "metadata", scope, before, after)
+        if old.xattrs() != new.xattrs():
+            return Change(path, "metadata", scope, before, after)
         return None
 
     def _scope(self, path: bytes) -> ChangeScope:
         if self._project is not None and is_below(path, self._project.roots):
             return "project"
         return "outside"
+
+
+def origin_of(layer: Layer, path: bytes, redirect: bytes) -> bytes:
+    """Where a renamed base directory was: absolute from the layer's root, or a name beside."""
+    if redirect.startswith(b"/"):
+        return layer.path_in_world(redirect.lstrip(b"/"))
+    return os.path.join(os.path.dirname(path), redirect)
 
 
 def _both(old: _View, new: _View, hash_file: HashFile | None) -> tuple[FileState, FileState]:

@@ -11,11 +11,13 @@ from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import SpanRecord
 from substrate_services.wire import validation
-from substrate_services.wire.convert import result_to_proto
+from substrate_services.wire.convert import change_to_proto, result_to_proto
 from substrate_services.wire.errors import Context
+from substrate_services.world.apply import Applies, ApplyRequest
 from substrate_services.world.availability import Availability
 from substrate_services.world.fork import fork_request
 from substrate_services.world.holders import writes_files
+from substrate_services.world.ids import new_id
 from substrate_services.world.rollback import CommitRequest, Rollbacks
 from substrate_services.world.sources import find_record
 from substrate_services.world.worlds import World, Worlds
@@ -27,6 +29,7 @@ class CommitRpcs:
     _availability: Availability
     _worlds: Worlds
     _rollbacks: Rollbacks
+    _applies: Applies
     _reader: JournalReader
     _snapshots: dict[tuple[str, str], asyncio.Task[commits_pb2.SnapshotResponse]]
 
@@ -70,6 +73,27 @@ class CommitRpcs:
         step = CommitRequest(validation.exec_id("exec_id", request.exec_id), kill=request.kill)
         _require_allowed(await self._rollbacks.rollback(world, step, request.span_id))
         return commits_pb2.RollbackResponse(generation=world.state.generation)
+
+    async def Apply(
+        self, request: commits_pb2.ApplyRequest, context: Context
+    ) -> commits_pb2.ApplyResponse:
+        """See the contract."""
+        world = self._worlds.get(request.world_id)
+        name = request.request_id or new_id("apl")
+        applied = await self._applies.apply(
+            world,
+            ApplyRequest(
+                exec_id=validation.exec_id("request_id", name),
+                paths=paths_in(world, request.paths),
+                dry_run=request.dry_run,
+                consent=frozenset(paths_in(world, request.consent)),
+            ),
+        )
+        return commits_pb2.ApplyResponse(
+            applied=[change_to_proto(change) for change in applied.changes],
+            conflicts=applied.conflicts,
+            needs_consent=applied.needs_consent,
+        )
 
     async def Discard(
         self, request: commits_pb2.DiscardRequest, context: Context

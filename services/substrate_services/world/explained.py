@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 
 from substrate_services.journal.schema import Change
-from substrate_services.world.layers import open_in_root
+from substrate_services.world.beneath import open_in_root
 
 __all__ = ["unexplained_changes"]
 

@@ -12,7 +12,6 @@ answer for it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from substrate_services.journal.schema import FileKind, FileState
 from substrate_services.objects.errors import ObjectTooLarge
+from substrate_services.world.beneath import open_beneath
 
 # Of a file of the base, by its path on the host.
 HashFile = Callable[[bytes, os.stat_result], str]
@@ -35,21 +35,7 @@ PATH_LIMIT_BYTES = 3584
 HOLES_LIMIT_BYTES = 1 << 30
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SYS_OPENAT2 = 437  # on every architecture
-# RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS, _NO_XDEV of linux/openat2.h
-_RESOLVE_BENEATH_AND_NO_LINKS = 0x08 | 0x04 | 0x02 | 0x01
-# RESOLVE_IN_ROOT, _NO_MAGICLINKS
-_RESOLVE_IN_ROOT_AND_NO_MAGIC = 0x10 | 0x02
 _ATTEMPTS = 3
-_openat2 = ctypes.CDLL(None, use_errno=True).syscall
-_openat2.argtypes = (
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-)
-_openat2.restype = ctypes.c_long
 _KINDS: dict[int, FileKind] = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "dir",
@@ -94,6 +80,8 @@ class Layer:
 
 # (inode, size, mtime, ctime): while these hold, a file's content has not changed.
 Identity = tuple[int, int, int, int]
+# Names and values of attributes in the user's namespace (xattr(7)), sorted by name.
+Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(slots=True)
@@ -110,6 +98,7 @@ class UpperNode:
     redirect: bytes | None = None
     children: dict[bytes, UpperNode] = field(default_factory=dict)
     unread: str = ""
+    xattrs: Xattrs = ()  # of the user's namespace, by name
 
     @property
     def kind(self) -> FileKind | None:
@@ -236,6 +225,12 @@ class LowerView:
                     if self.child(name) is not None:
                         yield name
 
+    def xattrs(self) -> Xattrs:
+        """Its attributes in the user's namespace."""
+        if self.kind not in ("file", "dir"):
+            return ()  # others cannot have any
+        return user_xattrs(self.host_path)
+
     def state(self, hash_file: HashFile | None) -> FileState:
         """What shows here; the content is hashed only when ``hash_file`` is given."""
         kind = self.kind
@@ -305,6 +300,7 @@ class _Walk:
             node.identity = _identity(status)
             node.opaque = _xattr(fd, self._layer.xattr("opaque")) == b"y"
             node.redirect = _xattr(fd, self._layer.xattr("redirect"))
+            node.xattrs = user_xattrs(fd)
             with os.scandir(fd) as entries:
                 names = sorted(os.fsencode(entry.name) for entry in entries)
             directories = []
@@ -357,6 +353,7 @@ class _Walk:
             if not stat.S_ISREG(status.st_mode):
                 raise _Swapped
             node = UpperNode(None, _identity(status))
+            node.xattrs = user_xattrs(b"/proc/self/fd/%d" % place)
             if status.st_size - status.st_blocks * 512 > HOLES_LIMIT_BYTES:
                 # Content that nobody has written and everybody would have to read.
                 digest, node.unread = None, "a sparse file with more holes than are worth reading"
@@ -376,37 +373,6 @@ class _Swapped(Exception):
     """Something else is in the place of what was there a moment ago."""
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def open_beneath(root_fd: int, relative: bytes, flags: int) -> int:
-    """Open a path below a directory, following no link and leaving it in no way (openat2(2)).
-
-    Raises:
-        OSError: ELOOP for a link on the way, EXDEV for a way out.
-    """
-    return _open_how(root_fd, relative, flags, _RESOLVE_BENEATH_AND_NO_LINKS)
-
-
-def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
-    """Open a path as it leads from a root directory, following links inside that root only.
-
-    Raises:
-        OSError: there is no such path; ELOOP for links of /proc, which lead anywhere.
-    """
-    return _open_how(root_fd, path, flags, _RESOLVE_IN_ROOT_AND_NO_MAGIC)
-
-
-def _open_how(root_fd: int, relative: bytes, flags: int, resolve: int) -> int:
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    fd = int(_openat2(_SYS_OPENAT2, root_fd, relative, ctypes.byref(how), ctypes.sizeof(how)))
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(relative))
-    return fd
-
-
 def _identity(status: os.stat_result) -> Identity:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -418,7 +384,8 @@ def _known(status: os.stat_result, before: UpperNode | None) -> UpperNode | None
         return None
     if before.state.digest is None:
         return None  # it could not be read then
-    return UpperNode(file_state("file", status, before.state.digest, None), identity)
+    state = file_state("file", status, before.state.digest, None)
+    return UpperNode(state, identity, xattrs=before.xattrs)  # setting one changes the ctime
 
 
 def _why_unread(error: OSError) -> str:
@@ -470,3 +437,21 @@ def _xattr(place: bytes | int, name: str) -> bytes | None:
         return os.getxattr(place, name, follow_symlinks=False)
     except OSError:  # absent, or the file system has none
         return None
+
+
+def user_xattrs(place: bytes | int) -> Xattrs:
+    """The attributes of a file in the user's namespace, without overlayfs's own; () for none.
+
+    Args:
+        place: a path, whose last link is followed, or a descriptor.
+    """
+    try:
+        return tuple(
+            sorted(
+                (os.fsencode(name), os.getxattr(place, name))
+                for name in os.listxattr(place)
+                if name.startswith("user.") and not name.startswith("user.overlay.")
+            )
+        )
+    except OSError:  # the file system has none, or the file may not be looked at, or is gone
+        return ()

@@ -157,7 +157,7 @@ class Rollbacks:
                 )
             snapshot_id = await asyncio.to_thread(target)
             if not request.kill:
-                await self._refuse_if_held(world)
+                await self.refuse_if_held(world)
             exec_ = await self._execs.begin_host_step(world, step, _as_decided)
             if is_denied(exec_.start.decision):
                 return await self._execs.wait(world, exec_)
@@ -184,7 +184,7 @@ class Rollbacks:
             if kill:
                 await self._free(world)
             else:
-                await self._refuse_if_held(world)  # something may look at files by now
+                await self.refuse_if_held(world)  # something may look at files by now
         except BaseException:
             await asyncio.to_thread(self._worlds.forget_generation, world, exchange.generation)
             _forget_exchange(world.directory)
@@ -198,9 +198,24 @@ class Rollbacks:
         _forget_exchange(world.directory)
         return record
 
+    async def renew(self, world: World, exec_id: str, paths: tuple[bytes, ...]) -> None:
+        """Put a world on layers without some paths, which its base has as well by now.
+
+        Args:
+            world: the world, which the caller has alone and nothing runs in.
+            exec_id: the step that this is a part of.
+            paths: absolute; parents before what is below them.
+        """
+        snapshot_id = await asyncio.to_thread(world.tree.without_changes, paths)
+        exchange = _Exchange(exec_id, snapshot_id, world.state.generation + 1)
+        _write_exchange(world.directory, exchange)
+        await self._go_on(world, exchange)
+        _forget_exchange(world.directory)
+
     # -- what holds a tree ---------------------------------------------------------------------
 
-    async def _refuse_if_held(self, world: World) -> None:
+    async def refuse_if_held(self, world: World) -> None:
+        """Raise TreeInUse where processes are in a world; else wait until all is recorded."""
         processes = await world.init.processes()
         pids = tuple(sorted(process.pid for process in processes if process.pid != 1))
         if pids:

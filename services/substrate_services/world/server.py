@@ -21,6 +21,7 @@ from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.wire import validation
 from substrate_services.wire.convert import change_to_proto, result_to_proto
+from substrate_services.world.apply import Applies
 from substrate_services.world.availability import Availability
 from substrate_services.world.commit_rpcs import CommitRpcs
 from substrate_services.world.execs import Exec, Execs
@@ -57,6 +58,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         execs: runs commands in them.
         looks: reads files in them.
         rollbacks: sets their trees back.
+        applies: writes their changes to the host.
         reader: reads the journal.
         store: the host's objects.
         version: of Substrate.
@@ -70,6 +72,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         execs: Execs,
         looks: Looks,
         rollbacks: Rollbacks,
+        applies: Applies,
         reader: JournalReader,
         store: ObjectStore,
         version: str,
@@ -78,6 +81,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         self._availability = availability
         self._looks = looks
         self._rollbacks = rollbacks
+        self._applies = applies
         self._snapshots = {}
         self._reader = reader
         self._version = version

@@ -18,6 +18,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from substrate_services.journal import bytesjson
 from substrate_services.journal.jsontypes import Fields, JsonValue, canonical_bytes
@@ -41,6 +42,7 @@ from substrate_services.world.project import Project, project_from_json, project
 _SNAPSHOT_FORMAT = "substrate.snapshot.v1"
 _BASE_FORMAT = "substrate.base.v1"
 _ROOT = b"upper"
+_BLOCK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,7 @@ def _entry_of(
         rdev=state.rdev,
         opaque=node.opaque,
         redirect=node.redirect,
+        xattrs=node.xattrs,
         link=link,
     )
 
@@ -279,6 +282,7 @@ def _node_of(entry: TreeEntry) -> UpperNode:
         ),
         opaque=entry.opaque,
         redirect=entry.redirect,
+        xattrs=entry.xattrs,
         unread="it was not kept" if is_unread(entry) else "",
     )
 
@@ -363,17 +367,32 @@ def write_object(store: ObjectStore, digest: str | None, path: bytes) -> None:
         os.mknod(path, stat.S_IFREG | 0o600)
         return
     with store.open(digest) as source, open(path, "xb") as target:
-        while chunk := source.read(1 << 20):
-            target.write(chunk)
+        copy_sparse(source, target.fileno())
+
+
+def copy_sparse(source: BinaryIO, target: int) -> int:
+    """Copy bytes to a new file, leaving holes where there are only zeros; returns how many."""
+    size = 0
+    while chunk := source.read(_BLOCK_BYTES):
+        if chunk.count(0) != len(chunk):
+            view = memoryview(chunk)
+            while view:
+                view = view[os.pwrite(target, view, size + len(chunk) - len(view)) :]
+        size += len(chunk)
+    os.ftruncate(target, size)
+    return size
 
 
 def _set_attributes(path: bytes, entry: TreeEntry, xattr: Callable[[str], str]) -> None:
     if os.geteuid() == 0:
         os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
-    if entry.kind != "symlink":
-        os.chmod(path, entry.mode)
     if entry.opaque:
         os.setxattr(path, xattr("opaque"), b"y")
     if entry.redirect is not None:
         os.setxattr(path, xattr("redirect"), entry.redirect)
+    for name, value in entry.xattrs:
+        os.setxattr(path, name, value, follow_symlinks=False)
+    # After those, which need an entry that its owner may write.
+    if entry.kind != "symlink":
+        os.chmod(path, entry.mode)
     os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)

@@ -16,7 +16,8 @@ from substrate_services.journal.parts import change_to_json
 from substrate_services.journal.schema import Change, FileFingerprint
 from substrate_services.objects.store import ObjectStore, hash_file
 from substrate_services.world.base_mounts import is_below
-from substrate_services.world.changes import ChangeFinder
+from substrate_services.world.beneath import open_beneath
+from substrate_services.world.changes import ChangeFinder, origin_of
 from substrate_services.world.discard import set_back
 from substrate_services.world.fingerprint import (
     PIN_FILE_LIMIT_BYTES,
@@ -53,6 +54,23 @@ class StepEffects:
     snapshot_id: str
     inputs_digest: str | None
     unread: tuple[tuple[bytes, str], ...] = ()  # what could not be kept, and why; the first few
+
+
+@dataclass(frozen=True, slots=True)
+class ToApply:
+    """What a world changed in its project.
+
+    Attributes:
+        changes: by path; what was renamed is deleted and created.
+        nodes: the world's own entry at each changed path where it has one.
+        fingerprints: the host's files as they were when the world was made, or last applied.
+        redirects: directories whose content still comes from the host, under its old name there.
+    """
+
+    changes: tuple[Change, ...]
+    nodes: dict[bytes, UpperNode]
+    fingerprints: dict[bytes, FileFingerprint]
+    redirects: dict[bytes, bytes]
 
 
 class WorldTree:
@@ -120,6 +138,8 @@ class WorldTree:
         snapshot_id: str,
         fingerprints: dict[bytes, FileFingerprint],
         pins: dict[bytes, str],
+        *,
+        moved: bool = False,
     ) -> None:
         """Go on where an earlier host process stopped, from what it kept."""
         with self._lock:
@@ -128,6 +148,8 @@ class WorldTree:
             self._base_digest = last.base
             self._fingerprints = fingerprints
             self._pins = Pins(dict(pins))
+            if moved:  # after the last snapshot
+                self._keep_fingerprints()
             self._first_walks = {
                 layer.layer_id: read_walk(self._store, layer.root) for layer in first.layers
             }
@@ -207,6 +229,83 @@ class WorldTree:
         """What the world changed since it was made, as of now."""
         with self._lock:
             return tuple(self._finder.changes(self._first_walks, self._walk_all()))
+
+    def to_apply(self) -> ToApply:
+        """What the world changed in its project, with all that it takes to do the same there."""
+        with self._lock:
+            walks = self._walk_all()
+            changes = tuple(
+                change
+                for change in self._finder.changes(self._first_walks, walks, renames=False)
+                if change.scope == "project"
+            )
+            nodes: dict[bytes, UpperNode] = {}
+            redirects: dict[bytes, bytes] = {}
+            for change in changes:
+                layer = layer_of(change.path, self._layout)
+                if layer is not None:
+                    relative = os.path.relpath(change.path, layer.mount_point)
+                    node = walks[layer.layer_id].find(relative)
+                    if node is not None:
+                        nodes[change.path] = node
+                        if node.redirect is not None:
+                            redirects[change.path] = origin_of(layer, change.path, node.redirect)
+            return ToApply(changes, nodes, dict(self._fingerprints), redirects)
+
+    def move_baseline(self, paths: tuple[bytes, ...]) -> str:
+        """Take the host's files as they are now for what later changes are held against.
+
+        Returns:
+            The digest of all fingerprints, for the world's file.
+        """
+        with self._lock:
+            for path in paths:
+                self._pins.digests.pop(path, None)  # of the content that was there before
+                status = lstat_or_none(path)
+                if status is None:
+                    self._fingerprints.pop(path, None)
+                else:
+                    self._fingerprints[path] = fingerprint_of(path, status)
+            return self._keep_fingerprints()
+
+    def take_touched(self, paths: tuple[bytes, ...]) -> str:
+        """As :meth:`move_baseline`, of files that were moved and back: their ctime is new."""
+        with self._lock:
+            for path in paths:
+                recorded, status = self._fingerprints.get(path), lstat_or_none(path)
+                if recorded is None or status is None:
+                    continue
+                if same_entry(replace(recorded, ctime_ns=status.st_ctime_ns), status):
+                    self._fingerprints[path] = fingerprint_of(path, status)
+            return self._keep_fingerprints()
+
+    def _keep_fingerprints(self) -> str:
+        digest = put_fingerprints(self._store, tuple(self._fingerprints.values()))
+        self._base_digest = put_base(self._store, _with_fingerprints(self._base, digest))
+        return digest
+
+    def hide_below(self, paths: tuple[bytes, ...]) -> None:
+        """Have directories that the world made hide the host's of the same name.
+
+        The kernel does so itself where it can expect no change below (ovl_create_upper); the
+        attribute alone changes nothing of what a mounted layer shows now.
+        """
+        for path in paths:
+            layer = layer_of(path, self._layout)
+            if layer is None:
+                continue
+            root = os.open(layer.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                relative = os.path.relpath(path, layer.mount_point)
+                fd = open_beneath(root, relative, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.setxattr(fd, layer.xattr("opaque"), b"y")
+                finally:
+                    os.close(fd)
+            except OSError:
+                continue  # gone since, or closed to us: no worse than before
+            finally:
+                os.close(root)
 
     def moved_base(self) -> tuple[bytes, ...]:
         """Files of the project that are no longer what they were when the world was made."""

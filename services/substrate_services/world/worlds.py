@@ -85,6 +85,11 @@ class World:
         """What was asked for."""
         return self.state.spec
 
+    def keep_baseline(self, fingerprints_digest: str) -> None:
+        """Note what the world's changes are held against from now on; blocks."""
+        self.state = replace(self.state, fingerprints_digest=fingerprints_digest)
+        self.save()
+
     def touch(self) -> None:
         """Note that somebody uses the world."""
         self.last_used = time.monotonic()
@@ -362,9 +367,16 @@ class Worlds:
     def _tree(self, state: WorldState, layout: Layout) -> WorldTree:
         base = get_base(self._store, get_snapshot(self._store, state.snapshot_id).base)
         tree = WorldTree(layout, self._store, base, (os.fsencode(self._home),))
-        fingerprints = get_fingerprints(self._store, base.fingerprints) if base.fingerprints else {}
+        digest = state.fingerprints_digest or base.fingerprints
+        fingerprints = get_fingerprints(self._store, digest) if digest else {}
         pins = dict(get_inputs(self._store, state.inputs_digest).pins)
-        tree.resume(state.first_snapshot, state.snapshot_id, fingerprints, pins)
+        tree.resume(
+            state.first_snapshot,
+            state.snapshot_id,
+            fingerprints,
+            pins,
+            moved=digest != base.fingerprints,
+        )
         return tree
 
     def tree_on(self, world: World, layout: Layout) -> WorldTree:
