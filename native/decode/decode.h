@@ -12,6 +12,7 @@
  *   lines.c        one record to one JSON line  process_lines.c  a process's start and end
  *   descriptors.c  what descriptors lead to     sums.c         counts per file, peer and source
  *   places.c       directories behind ids       paths.c        relative to absolute
+ *   actions.c      what posix_spawn does first
  *   summary.c      what is kept of all that     report.c       and how it is written
  *   sets.c, memory.c, json.c, names.c           sandbox.c      giving up all rights first
  *   files.c        the only system calls        main.c         options

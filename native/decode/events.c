@@ -72,22 +72,34 @@ static void take_directory(struct writer *writer, const struct sub_record *recor
     }
 }
 
+/* The file of a shared memory or a semaphore: slashes in front of its name do not count. */
+static bool shared_memory_path(char *to, const struct sub_record *record, struct slice name,
+                               struct slice *path) {
+    static const struct slice directory = {"/dev/shm", 8};
+    bool semaphore = record->op == SUB_OP_sem_open || record->op == SUB_OP_sem_unlink;
+    if (!(semaphore || record->op == SUB_OP_shm_open || record->op == SUB_OP_shm_unlink) ||
+        name.length == 0 || is_below(name, directory))
+        return false;
+    while (name.length != 0 && name.bytes[0] == '/')
+        name = (struct slice){name.bytes + 1, name.length - 1};
+    char file[4 + SUB_STRING_MAX] = "sem.";
+    if (semaphore && name.length != 0 && name.length <= SUB_STRING_MAX) {
+        memcpy(file + 4, name.bytes, name.length);
+        name = (struct slice){file, 4 + name.length};
+    }
+    *path = absolute(to, directory, name);
+    return true;
+}
+
 static void resolve_paths(struct writer *writer, const struct sub_record *record,
                           const struct fields *fields, struct slice cwd, struct event *event) {
-    static const struct slice shared_memory = {"/dev/shm", 8};
     /* Names of their own, not paths. */
     if (fields->path.bytes != NULL &&
         (record->op == SUB_OP_memfd_create || record->op == SUB_OP_mq_open ||
          record->op == SUB_OP___mq_open_2 || record->op == SUB_OP_mq_unlink))
         return;
-    if ((record->op == SUB_OP_shm_open || record->op == SUB_OP_shm_unlink) &&
-        fields->path.length != 0 && !is_below(fields->path, shared_memory)) {
-        struct slice name = fields->path;
-        while (name.length != 0 && name.bytes[0] == '/')
-            name = (struct slice){name.bytes + 1, name.length - 1};
-        event->path = absolute(writer->path, shared_memory, name);
+    if (shared_memory_path(writer->path, record, fields->path, &event->path))
         return;
-    }
     if (fields->path.bytes != NULL) {
         bool below = record->arg[0] != AT_FDCWD && record->type != SUB_CHDIR &&
                      record->type != SUB_SPAWN && record->type != SUB_LOAD;
@@ -186,14 +198,25 @@ static bool is_sum(const struct sub_record *record) {
     return record->type == SUB_STAT || record->type == SUB_TRANSFER || record->type == SUB_SOURCES;
 }
 
+/* Where a call's relative paths start: a vfork child has a directory of its own. */
+static struct slice directory_of(struct writer *writer, const struct sub_record *record) {
+    if ((record->flags & SUB_FLAG_VFORK_CHILD) == 0)
+        return (struct slice){writer->cwd, writer->cwd_length};
+    if (writer->child_tid != record->tid) {
+        writer->child_tid = record->tid;
+        memcpy(writer->child_cwd, writer->cwd, writer->cwd_length);
+        writer->child_cwd_length = writer->cwd_length;
+    }
+    return (struct slice){writer->child_cwd, writer->child_cwd_length};
+}
+
 static void write_whole_record(struct writer *writer, uint32_t index,
-                               const struct sub_record *record) {
+                               const struct sub_record *record, struct slice cwd) {
     struct fields fields;
     struct image *image = &writer->images->list[index];
     parse_fields(record, &fields);
     fields.directory = places_resolve(writer->places, fields.directory_id, fields.directory);
     fields.directory2 = places_resolve(writer->places, fields.directory2_id, fields.directory2);
-    struct slice cwd = {writer->cwd, writer->cwd_length};
     if (record->type == SUB_SPAWN_ACTION) {
         take_action(writer, record, &fields, cwd);
         return;
@@ -214,13 +237,9 @@ static void write_whole_record(struct writer *writer, uint32_t index,
             image_of_child(writer->images, image, (int32_t)record->tid, record->start_ns);
         if (target != NONE)
             image = &writer->images->list[target];
-        if (writer->child_tid != record->tid) {
-            writer->child_tid = record->tid;
-            memcpy(writer->child_cwd, writer->cwd, writer->cwd_length);
-            writer->child_cwd_length = writer->cwd_length;
-        }
-        cwd = (struct slice){writer->child_cwd, writer->child_cwd_length};
     }
+    if (record->type == SUB_SPAWN)
+        cwd = do_actions(writer, &fields, cwd);
     resolve_paths(writer, record, &fields, cwd, &event);
     if (record->type == SUB_CHDIR)
         take_directory(writer, record, &fields, event.path, child);
@@ -239,12 +258,14 @@ static void settle_exec(struct writer *writer) {
     if (!writer->have_exec)
         return;
     writer->have_exec = false;
-    write_whole_record(writer, writer->exec_image, writer->exec);
+    write_whole_record(writer, writer->exec_image, writer->exec,
+                       (struct slice){writer->exec_cwd, writer->exec_cwd_length});
 }
 
 /*
  * An exec is recorded before it happens. It is one event with one outcome: failed when the record
- * that says so follows, else done, as far as the program could tell.
+ * that says so follows, else done, as far as the program could tell. By then its thread's next child
+ * may have gone elsewhere, so the directory that it starts from is kept with it.
  */
 static void write_record(struct writer *writer, uint32_t index, const struct sub_record *record) {
     bool same = writer->have_exec && writer->exec_image == index;
@@ -258,13 +279,16 @@ static void write_record(struct writer *writer, uint32_t index, const struct sub
     }
     if (!same || record->type == SUB_EXEC || writer->exec->tid == record->tid)
         settle_exec(writer);
+    struct slice cwd = directory_of(writer, record);
     if (record->type == SUB_EXEC) {
         memcpy(writer->exec, record, record->length);
+        memcpy(writer->exec_cwd, cwd.bytes, cwd.length);
+        writer->exec_cwd_length = cwd.length;
         writer->exec_image = index;
         writer->have_exec = true;
         return;
     }
-    write_whole_record(writer, index, record);
+    write_whole_record(writer, index, record, cwd);
 }
 
 /* --- merging the chains of an image ----------------------------------------------------------- */
@@ -383,9 +407,10 @@ void write_events(struct images *images, struct segments *segments, const struct
     descriptors_free(writer->descriptors);
     sums_free(writer->sums);
     for (uint32_t i = 0; i < ACTION_KEYS; i++) {
-        free(writer->actions[i].json.bytes);
+        free(writer->actions[i].list.bytes);
         free(writer->actions[i].cwd);
     }
+    free(writer->actions_json.bytes);
     free(writer->exec);
     free(writer->out.bytes);
     free(writer->prefix.bytes);

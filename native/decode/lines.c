@@ -10,8 +10,6 @@
 
 #include "writing.h"
 
-#define ACTION_BYTES 8192u
-
 void flush(struct writer *writer) {
     write_output(STDOUT_FILENO, writer->out.bytes, writer->out.used, "cannot write events");
     writer->out.used = 0;
@@ -41,7 +39,7 @@ static const struct flag_name open_flags[] = {
     {O_PATH, "O_PATH"},         {O_TMPFILE_BIT, "O_TMPFILE"},
 };
 
-static void write_open_flags(struct buffer *out, int flags) {
+void write_open_flags(struct buffer *out, int flags) {
     static const char *const modes[] = {"\"O_RDONLY", "\"O_WRONLY", "\"O_RDWR", "\"O_ACCMODE"};
     json_text(out, modes[flags & ACCESS_BITS]);
     for (size_t i = 0; i < sizeof(open_flags) / sizeof(open_flags[0]); i++) {
@@ -203,81 +201,6 @@ static void write_arguments(struct buffer *out, const struct sub_record *record,
     json_literal(out, "]");
 }
 
-static struct actions *find_actions(struct writer *writer, uint64_t key, bool make) {
-    for (uint32_t i = 0; i < ACTION_KEYS; i++) {
-        if (writer->actions[i].key == key && writer->actions[i].json.bytes != NULL)
-            return &writer->actions[i];
-    }
-    if (!make)
-        return NULL;
-    struct actions *actions = &writer->actions[writer->action_next++ % ACTION_KEYS];
-    actions->key = key;
-    actions->json.used = 0;
-    actions->cwd_length = 0;
-    buffer_reserve(&actions->json, 256);
-    return actions;
-}
-
-/* What an action opens for writing counts as written, below the directory that the actions led to. */
-static void follow_action(struct writer *writer, struct actions *actions,
-                          const struct sub_record *record, const struct fields *fields,
-                          struct slice cwd) {
-    int32_t kind = record->arg[0];
-    if (actions->cwd_length != 0)
-        cwd = (struct slice){actions->cwd, actions->cwd_length};
-    if (kind == SUB_ACTION_OPEN && is_write_open(record->arg[2]))
-        summary_wrote(writer->summary, absolute(writer->path, cwd, fields->path));
-    if (kind != SUB_ACTION_CHDIR || fields->path.length > SUB_STRING_MAX)
-        return;
-    struct slice path = absolute(writer->path, cwd, fields->path);
-    if (!is_absolute(path))
-        return;
-    if (actions->cwd == NULL)
-        actions->cwd = allocate(PATH_BYTES);
-    memcpy(actions->cwd, path.bytes, path.length);
-    actions->cwd_length = path.length;
-}
-
-void take_action(struct writer *writer, const struct sub_record *record,
-                 const struct fields *fields, struct slice cwd) {
-    static const char *const names[] = {"",      "open",   "close",    "dup2",
-                                        "chdir", "fchdir", "closefrom"};
-    int32_t kind = record->arg[0];
-    if (fields->key == NULL)
-        return;
-    struct actions *actions = find_actions(writer, *fields->key, true);
-    struct buffer *out = &actions->json;
-    if (kind <= SUB_ACTION_INIT || kind >= SUB_ACTION_DESTROY) {
-        out->used = 0;
-        actions->cwd_length = 0;
-        return;
-    }
-    follow_action(writer, actions, record, fields, cwd);
-    if (out->used > ACTION_BYTES)
-        return;
-    if (out->used != 0)
-        json_literal(out, ",");
-    json_literal(out, "{\"action\":");
-    json_name(out, names[kind]);
-    if (record->arg[1] >= 0) {
-        json_literal(out, ",\"fd\":");
-        json_signed(out, record->arg[1]);
-    }
-    if (kind == SUB_ACTION_DUP2) {
-        json_literal(out, ",\"to\":");
-        json_signed(out, record->arg[2]);
-    }
-    if (fields->path.bytes != NULL) {
-        json_literal(out, ",\"path\":");
-        json_bytes(out, fields->path.bytes, fields->path.length);
-    }
-    if (kind == SUB_ACTION_OPEN) {
-        json_literal(out, ",\"flags\":");
-        write_open_flags(out, record->arg[2]);
-    }
-    json_literal(out, "}");
-}
-
 static void write_details(struct writer *writer, const struct sub_record *record,
                           const struct fields *fields, const struct event *event) {
     struct buffer *out = &writer->out;
@@ -302,13 +225,10 @@ static void write_details(struct writer *writer, const struct sub_record *record
         json_hex(out, *fields->env_digest, 16);
         json_literal(out, "\"");
     }
-    if (record->type == SUB_SPAWN && fields->key != NULL) {
-        const struct actions *actions = find_actions(writer, *fields->key, false);
-        if (actions != NULL && actions->json.used != 0) {
-            json_literal(out, ",\"file_actions\":[");
-            json_raw(out, actions->json.bytes, actions->json.used);
-            json_literal(out, "]");
-        }
+    if (record->type == SUB_SPAWN && writer->actions_json.used != 0) {
+        json_literal(out, ",\"file_actions\":[");
+        json_raw(out, writer->actions_json.bytes, writer->actions_json.used);
+        json_literal(out, "]");
     }
     if (record->type != SUB_RESOLVE && fields->address_count > 0)
         write_address(out, fields->addresses[0]);

@@ -218,7 +218,8 @@ static void write_peer(struct writer *writer, const struct image *image, struct 
 }
 
 static void write_sources(struct writer *writer, const struct image *image) {
-    static const char *const names[] = {"clock", "monotonic", "random", "pid", "directory_order"};
+    static const char *const names[] = {"clock", "monotonic", "random", "process_id",
+                                        "directory_order"}; /* "pid" is the process's own */
     struct sums *sums = writer->sums;
     start_line(writer, image, sums->sources_ns, "nondeterminism");
     for (int i = 0; i <= SUB_SOURCE_DIRECTORY_ORDER; i++)

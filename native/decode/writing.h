@@ -14,8 +14,9 @@
 /* File actions that were asked for and wait for their posix_spawn. */
 struct actions {
     uint64_t key;
-    struct buffer json;
-    char *cwd; /* where its relative paths start, once one of them is chdir; PATH_BYTES */
+    struct buffer list; /* see actions.c */
+    bool moved;         /* by one of them, to cwd: then their relative paths start there */
+    char *cwd;          /* PATH_BYTES */
     uint32_t cwd_length;
 };
 
@@ -30,6 +31,8 @@ struct writer {
     struct sub_record *exec; /* the last exec, kept until it is known whether it came back */
     bool have_exec;
     uint32_t exec_image;
+    char exec_cwd[SUB_STRING_MAX]; /* as it was at the call */
+    uint32_t exec_cwd_length;
     struct buffer out;
     struct buffer prefix; /* between "ts" and the operation's name, for the current span */
     struct buffer suffix; /* what ends every line but its source */
@@ -42,6 +45,7 @@ struct writer {
     char path[PATH_BYTES], path2[PATH_BYTES];
     struct actions actions[ACTION_KEYS];
     uint32_t action_next;
+    struct buffer actions_json; /* those of the spawn that is written now */
 };
 
 /* musl's O_ACCMODE has O_PATH in it. */
@@ -64,8 +68,13 @@ struct slice socket_path(struct slice address);
 /* One line for one call. */
 void write_call(struct writer *writer, const struct image *image, const struct sub_record *record,
                 const struct fields *fields, const struct event *event);
+void write_open_flags(struct buffer *out, int flags);
+
+/* One file action that is asked for. */
 void take_action(struct writer *writer, const struct sub_record *record,
                  const struct fields *fields, struct slice cwd);
+/* Those of a spawn, into actions_json; returns where they led to, which its path starts from. */
+struct slice do_actions(struct writer *writer, const struct fields *fields, struct slice cwd);
 
 void write_start(struct writer *writer, const struct image *image);
 void write_end(struct writer *writer, const struct image *image);

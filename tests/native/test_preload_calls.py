@@ -110,7 +110,7 @@ def test_programs_are_recorded_with_arguments_and_become_processes(
         assert len(event["env_digest"]) == 16
     spawn = recording.calls("posix_spawn")[0]
     assert spawn["file_actions"] == [
-        {"action": "open", "fd": 1, "path": "spawned", "flags": "O_WRONLY|O_CREAT"},
+        {"action": "open", "fd": 1, "path": f"{cwd}/spawned", "flags": "O_WRONLY|O_CREAT"},
         {"action": "dup2", "fd": 1, "to": 2},
         {"action": "close", "fd": 0},
     ]
