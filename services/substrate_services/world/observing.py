@@ -75,10 +75,11 @@ class SegmentTelemetry:
             classes=classes_mask(world.spec.telemetry),
         )
         events_digest = sink.close()
+        all_covered = summary.root_seen and summary.processes_covered == summary.processes_total
         coverage = coverage_of(
             summary,
             # Looked up only where it is missed: finding a program takes longer than all the rest.
-            root=None if summary.root_seen else _root(start, world.layout),
+            root=None if all_covered else _root(start, world.layout),
             open_program=lambda path: _open_program(path, world.layout),
         )
         off = classes_off(world.spec.telemetry)
