@@ -17,7 +17,7 @@ from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.objects.store import ObjectStore
 
 CONTENT_LIMIT_BYTES: Final = 64 << 30
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 20
 
 
 async def keep_content(
