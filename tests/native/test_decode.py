@@ -275,10 +275,19 @@ def test_a_missing_decoder_makes_coverage_partial(
     assert "cannot run" in _failing(monkeypatch, tmp_path / "absent", segments).failure
 
 
-def test_too_many_events_stop_the_decoder(segments: Path) -> None:
-    Segment(10).hello().open(b"/x").write(segments)
-    summary, _ = decode(segments, limits=DecodeLimits(output_bytes=100))
-    assert "more than 100 bytes" in summary.failure
+def test_events_beyond_the_limit_are_counted_though_not_kept(segments: Path) -> None:
+    segment = Segment(10).hello()
+    for i in range(20_000):
+        segment.open(b"/x%d" % i)
+    segment.write(segments, 4 << 20)
+    summary, events = decode(segments, limits=DecodeLimits(output_bytes=1 << 20))
+    assert summary.failure == ""
+    assert summary.events_total == 20_000
+    assert 0 < len(events) < 20_000
+    assert summary.output_beyond > 1 << 20
+    coverage = coverage_of(summary)
+    assert coverage.state == "partial"
+    assert "too many to keep" in coverage.reasons[0]
 
 
 def test_an_error_of_the_sink_reaches_the_caller_and_leaves_no_process(segments: Path) -> None:

@@ -114,6 +114,7 @@ def _losses(summary: DecodeSummary) -> list[str]:
     losses = (
         (summary.lost, "events lost: no room for segments, or removed with theirs"),
         (summary.torn, "records were cut off by the end of their process"),
+        (summary.output_beyond, "bytes of event lines were too many to keep"),
         (summary.corrupt_segments, "segments hold records that make no sense"),
         (summary.foreign_files, "files in the segment directory are not what they say"),
         (summary.unreadable_files, "segments could not be read"),

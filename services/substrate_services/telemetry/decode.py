@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from substrate_services.journal import bytesjson
 from substrate_services.journal.jsontypes import Fields, JsonObject, JsonValue, LineError
@@ -69,7 +69,7 @@ class DecodeLimits:
 
     timeout_s: float = 60.0
     memory_bytes: int = 1 << 30
-    output_bytes: int = 4 << 30  # of event lines
+    output_bytes: int = 4 << 30  # of event lines; those beyond are counted, not kept
     summary_bytes: int = 256 << 20
     reads: int = 65_536
     writes: int = 65_536
@@ -150,7 +150,8 @@ class DecodeSummary:
     hosts: tuple[HostContact, ...] = ()
     hosts_beyond: int = 0
     segments: tuple[SegmentFile, ...] = ()
-    output_bytes: int = 0  # of event lines, all given to the sink
+    output_bytes: int = 0  # of event lines
+    output_beyond: int = 0  # of them, bytes that were more than the limit: not given to the sink
 
     @property
     def events_total(self) -> int:
@@ -226,7 +227,8 @@ async def decode_segments(
         output_bytes, failure = await _run(arguments, fds, sink, limits)
         if failure:
             return DecodeSummary(failure=failure, output_bytes=output_bytes)
-        return _read_summary(summary_fd, limits, output_bytes)
+        summary = _read_summary(summary_fd, limits, output_bytes)
+        return replace(summary, output_beyond=max(0, output_bytes - limits.output_bytes))
     finally:
         os.close(summary_fd)
 
@@ -278,13 +280,12 @@ async def _run(
     try:
         async with asyncio.timeout(limits.timeout_s):
             while chunk := await process.stdout.read(_CHUNK_BYTES):
+                if total + len(chunk) <= limits.output_bytes:
+                    sink(chunk)
+                elif total <= limits.output_bytes:
+                    sink(chunk[: chunk.find(b"\n") + 1])  # the line that was begun, no more
                 total += len(chunk)
-                if total > limits.output_bytes:
-                    failure = f"the decoder wrote more than {limits.output_bytes} bytes of events"
-                    break
-                sink(chunk)
-            if not failure:
-                await process.wait()
+            await process.wait()
     except TimeoutError:
         failure = f"the decoder was not done after {limits.timeout_s:g} s"
     finally:
