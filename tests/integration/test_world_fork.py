@@ -32,9 +32,9 @@ for directory, names, files in sorted(os.walk(os.fsencode(root))):
 """
 
 
-def listing(world: World, root: Path) -> str:
+def listing(world: World, root: Path, python: str = PYTHON) -> str:
     """Everything that a program in the world sees of a tree."""
-    result = world.run([PYTHON, "-c", LIST, str(root)])
+    result = world.run([python, "-c", LIST, str(root)])
     assert result.ok, result.stderr
     return result.stdout
 
