@@ -62,6 +62,7 @@ static void take_record(struct reading *reading, const struct sub_ledger_record 
         .host_pid = record->host_pid,
         .host_parent = record->host_parent,
         .status = record->status,
+        .value = record->value,
         .number = reading->count,
         .type = record->type,
         .flags = record->flags,
@@ -163,13 +164,22 @@ static uint32_t process_now(struct reading *reading, int32_t host_pid) {
 }
 
 static void take_fork(struct reading *reading, const struct entry *entry) {
-    uint32_t parent = entry->host_parent > 0 ? process_now(reading, entry->host_parent) : NONE;
+    /*
+     * Whoever called, where the kernel tells: with CLONE_PARENT the child is the caller's sibling,
+     * and that of a step's first process would belong to no step.
+     */
+    int32_t host_parent = entry->host_parent, parent_pid = entry->parent;
+    if (entry->value != 0 && entry->value <= INT32_MAX) {
+        host_parent = (int32_t)entry->value;
+        parent_pid = entry->status > 0 ? entry->status : 0;
+    }
+    uint32_t parent = host_parent > 0 ? process_now(reading, host_parent) : NONE;
     uint32_t added = add_process(reading, entry->host_pid, entry->time_ns);
     struct kernel_process *process = &reading->ledger->processes[added];
     process->forked = true;
     process->parent = parent;
     if (parent != NONE && reading->ledger->processes[parent].pid == 0)
-        reading->ledger->processes[parent].pid = entry->parent;
+        reading->ledger->processes[parent].pid = parent_pid;
 }
 
 static void take_exec(struct ledger *ledger, uint32_t of, const struct entry *entry) {

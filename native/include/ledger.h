@@ -42,7 +42,11 @@ struct sub_ledger_header {
 _Static_assert(sizeof(struct sub_ledger_header) == 64, "the ledger header is part of the format");
 
 enum sub_ledger_type {
-    SUB_LEDGER_FORK = 1,    /* pid was started by parent; threads are left out */
+    /*
+     * pid is a child of parent; threads are left out. value: the host's pid of who called, status:
+     * its pid, or 0; another than the parent's where the call was clone with CLONE_PARENT.
+     */
+    SUB_LEDGER_FORK = 1,
     SUB_LEDGER_EXEC = 2,    /* name: the path as passed to the kernel, its last bytes if too long */
     SUB_LEDGER_EXIT = 3,    /* the whole process; status as of wait(2) */
     SUB_LEDGER_LOST = 4,    /* value: so many records found no room */

@@ -207,6 +207,7 @@ void program_fork(struct program *p, const struct program_maps *maps,
                   const struct kernel_offsets *o, struct depths depths) {
     struct exits exits = {0};
     LOAD(BPF_DW, 6, 1, 8);
+    LOAD(BPF_DW, 9, 1, 0);
     /* Threads are left out: their id is not their group's. */
     MOVE(3, 6);
     ADD(3, o->task_pid);
@@ -220,6 +221,7 @@ void program_fork(struct program *p, const struct program_maps *maps,
     begin_record(p, maps, depths, SUB_LEDGER_FORK, &exits);
     record_pids(p, o, depths, 6, FIELD(pid), FIELD(host_pid));
     record_comm(p, o, 6);
+    record_pids(p, o, depths, 9, FIELD(status), FIELD(value));
     /* Not whoever called: with CLONE_PARENT the child's parent is the caller's. */
     follow_task(p, 6, o->task_parent);
     LOAD(BPF_DW, 9, 10, AT_POINTER);

@@ -17,7 +17,6 @@
 #define GONE (FAN_DELETE | FAN_MOVED_FROM)
 
 static int group = -1;
-static bool drained; /* processes, since the group was last read */
 
 int segments_start(struct fail *fail) {
     group = fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_DFID_NAME | FAN_CLOEXEC | FAN_NONBLOCK |
@@ -71,14 +70,9 @@ static void overflow(void) {
 
 static void tell(struct ledger *ledger, const struct fanotify_event_metadata *event,
                  const char *name, size_t length) {
-    const struct known_process *process = ledger_process(ledger, event->pid);
-    if (!process && !server_is_host(event->pid) && !drained) {
-        drained = true; /* it started after the processes were looked at */
-        ledger_read_processes();
-        process = ledger_process(ledger, event->pid);
-    }
-    if (!process && server_is_host(event->pid))
+    if (server_is_host(event->pid))
         return;
+    const struct known_process *process = ledger_process(ledger, event->pid);
     struct sub_ledger_record record = {
         .host_pid = event->pid,
         .pid = process ? process->pid : 0,
@@ -125,11 +119,15 @@ static void read_event(const struct fanotify_event_metadata *event) {
 
 void segments_drain(void) {
     static _Alignas(struct fanotify_event_metadata) char space[128 << 10];
-    drained = false;
     for (int round = 0; group >= 0 && round < ROUNDS; round++) {
         ssize_t got = read(group, space, sizeof space);
         if (got <= 0)
             return;
+        /*
+         * Only now is whoever made these files known: a pid that was looked up before its fork was
+         * read is that of an earlier process, of this world or of one that had its place before.
+         */
+        ledger_read_processes();
         const struct fanotify_event_metadata *event = (const void *)space;
         for (; FAN_EVENT_OK(event, got); event = FAN_EVENT_NEXT(event, got))
             if (event->vers == FANOTIFY_METADATA_VERSION)
