@@ -100,8 +100,10 @@ static int hooked_clone(enum sub_operation op, int (*function)(void *), void *st
         return -1;
     }
     bool process = (flags & CLONE_THREAD) == 0;
-    if (start != 0 && process && (flags & (CLONE_VM | CLONE_SETTLS)) == CLONE_VM)
+    if (start != 0 && process && (flags & (CLONE_VM | CLONE_SETTLS)) == CLONE_VM) {
+        sub_reserve_for_child();
         sub_self.check = (flags & CLONE_VFORK) != 0 ? 1 : 2;
+    }
     int child = next(function, stack, flags, argument, parent_tid, tls, child_tid);
     if (start != 0 && process)
         record_simple(SUB_FORK, op, start, child, sub_error(child < 0), flags);
@@ -138,6 +140,7 @@ __attribute__((used)) void *sub_prepare_vfork(enum sub_operation op) {
             record->elapsed_ns = 0;
             sub_commit(record);
         }
+        sub_reserve_for_child();
         if (sub_self.check == 0)
             sub_self.check = 1;
     }

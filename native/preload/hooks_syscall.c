@@ -241,8 +241,10 @@ static void record_sharing_clone(enum sub_operation op, uint64_t flags) {
         record->arg[0] = (int32_t)flags;
         sub_commit(record);
     }
-    if (!thread && (flags & (CLONE_VM | CLONE_SETTLS)) == CLONE_VM)
+    if (!thread && (flags & (CLONE_VM | CLONE_SETTLS)) == CLONE_VM) {
+        sub_reserve_for_child();
         sub_self.check = (flags & CLONE_VFORK) != 0 ? 1 : 2;
+    }
 }
 
 static void *prepare_clone(enum sub_operation op, uint64_t flags, uint64_t stack, void *recorded) {

@@ -30,6 +30,8 @@
 
 /* After this many lost events, look again whether there is room for a segment. */
 #define RETRY_EVERY 512u
+/* Bytes that a vfork child finds free: the exec of an ordinary command, several times. */
+#define VFORK_ROOM (16u << 10)
 #define EXEC_NUMBER_MAX 512u
 #define AWAIT_YIELDS 100
 #define AWAIT_PAUSES 400 /* of 50 us and what the timer adds: at most some 40 ms */
@@ -69,15 +71,19 @@ static void attach(struct sub_thread *self, uint32_t chain, uint32_t index, uint
 }
 
 /*
- * Where a reader finds it: in the thread's segment, or, of a thread that never got one, in the
- * image's first, which is why that one is never unmapped.
+ * Where a reader finds what is said of all of it: the thread's segment, or, of a thread that never
+ * got one, the image's first, which is why that one is never unmapped. NULL before there is one.
  */
-static uint64_t count_lost(struct sub_thread *self, uint64_t events) {
-    unsigned char *base = NULL;
+static unsigned char *own_segment(const struct sub_thread *self) {
     if (self->base != NULL && self->generation == sub_process->generation)
-        base = self->base;
-    else if (__atomic_load_n(&sub_process->phase, __ATOMIC_ACQUIRE) == SUB_PHASE_READY)
-        base = sub_process->first;
+        return self->base;
+    if (__atomic_load_n(&sub_process->phase, __ATOMIC_ACQUIRE) == SUB_PHASE_READY)
+        return sub_process->first;
+    return NULL;
+}
+
+static uint64_t count_lost(struct sub_thread *self, uint64_t events) {
+    unsigned char *base = own_segment(self);
     if (base != NULL) {
         struct sub_segment *header = (struct sub_segment *)(void *)base;
         return __atomic_add_fetch(&header->lost, events, __ATOMIC_RELAXED);
@@ -269,15 +275,9 @@ static bool worth_trying(uint64_t lost) {
     return lost < 4 || lost % RETRY_EVERY == 0;
 }
 
-struct sub_record *sub_begin_slow(uint32_t length) {
-    struct sub_thread *self = &sub_self;
+/* Makes the calling thread one of this process, which may have to begin to record at all. */
+static bool take_place(struct sub_thread *self) {
     struct sub_process *process = sub_process;
-    if (sub_mode != SUB_ON)
-        return NULL;
-    if (length > SUB_RECORD_MAX || __atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE) != 0) {
-        count_lost(self, 1);
-        return NULL;
-    }
     bool forked = process->generation == 0;
     bool ready = true;
     if (self->generation == 0 || self->generation != process->generation) {
@@ -298,6 +298,18 @@ struct sub_record *sub_begin_slow(uint32_t length) {
         if (ready)
             self->generation = process->generation;
     }
+    return ready;
+}
+
+struct sub_record *sub_begin_slow(uint32_t length) {
+    struct sub_thread *self = &sub_self;
+    if (sub_mode != SUB_ON)
+        return NULL;
+    if (length > SUB_RECORD_MAX || __atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE) != 0) {
+        count_lost(self, 1);
+        return NULL;
+    }
+    bool ready = take_place(self);
     struct sub_record *record = NULL;
     if (ready) {
         self->open++;
@@ -333,6 +345,24 @@ struct sub_record *sub_begin_slow(uint32_t length) {
     }
     __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
     return record;
+}
+
+/*
+ * Before a vfork. The child writes to this thread's segment, and the next one it would make in this
+ * process's name, which nobody could tell from a forgery: files are made at no known time.
+ */
+void sub_reserve_for_child(void) {
+    struct sub_thread *self = &sub_self;
+    if (sub_quiet || self->base == NULL || self->generation != sub_process->generation ||
+        self->check != 0)
+        return;
+    uint32_t room = self->limit / 2 < VFORK_ROOM ? self->limit / 2 : VFORK_ROOM;
+    if (SUB_CLAIM_POSITION(self->claim) + room <= self->limit ||
+        __atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE) != 0)
+        return;
+    if (worth_trying(count_lost(self, 0)))
+        extend_chain(self, room);
+    __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
 }
 
 /* The pid of the vfork child that runs on this thread's memory now, or 0 when it is the thread. */
@@ -381,9 +411,17 @@ void sub_forked_child(void) {
 void sub_become_quiet(void) {
     if (sub_self.check != 0 && sub_vfork_child() != 0)
         return; /* the filter is the child's; the memory is its parent's */
+    struct sub_thread *self = &sub_self;
+    /* A forked child that has said nothing so far could not say anything later. */
+    if (sub_process->generation == 0 && sub_mode == SUB_ON &&
+        __atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE) == 0) {
+        take_place(self);
+        __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
+    }
     sub_quiet = 1;
-    if (sub_self.base != NULL && sub_self.generation == sub_process->generation) {
-        struct sub_segment *header = (struct sub_segment *)(void *)sub_self.base;
+    unsigned char *base = own_segment(self);
+    if (base != NULL) {
+        struct sub_segment *header = (struct sub_segment *)(void *)base;
         __atomic_fetch_or(&header->flags, SUB_SEGMENT_QUIET, __ATOMIC_RELEASE);
     }
 }

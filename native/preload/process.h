@@ -44,6 +44,7 @@ uint64_t sub_clock(int clock);
 void *sub_find_function(const char *name);
 uint64_t sub_hash_variable(const char *variable, size_t length);
 void sub_become_quiet(void);
+void sub_reserve_for_child(void);
 void sub_record_exit(uint16_t op, int status);
 /* As libc's functions of these names, and recorded. */
 int sub_execve(enum sub_operation op, const char *path, char *const argv[],
