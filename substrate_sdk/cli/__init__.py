@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _open_standard_streams()
+    else:
+        from substrate_sdk.cli import failures
+
+        failures.answered = False  # by an earlier call in this process
     args = list(sys.argv[1:] if argv is None else argv)
     code = _guarded(args)
     if argv is None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from substrate_sdk.cli import failures
 from substrate_sdk.cli.failures import UsageError
 from substrate_sdk.errors import SubstrateError
 
@@ -45,7 +46,9 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and below 1e9")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds above 0 and below 1e9"
+        )
     return value
 
 
@@ -105,6 +108,7 @@ def print_json(value: JsonValue) -> None:
     """Print one JSON document. Text that is not Unicode is escaped, never refused."""
     import json
 
+    failures.answered = True
     print(json.dumps(value, ensure_ascii=True))
 
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from substrate_sdk.errors import SubstrateError
 
+#: Whether stdout has its JSON object already: what fails after it is told on stderr alone.
+answered = False
+
 USAGE = 2
 FAILED = 125
 
@@ -34,7 +37,7 @@ def report(error: Exception, args: Sequence[str]) -> int:
         code = 2  # 1 says that the replay diverged; 125 has no meaning to who asks for a verdict
     message = _message(error)
     say(f"substrate {command}: {message}" if command else f"substrate: {message}")
-    if _wants_json(args):
+    if _wants_json(args) and not answered:
         _print_json(error, message, code)
     return code
 
