@@ -556,7 +556,10 @@ enum sub_spawn_action {
     X(readdir64_r)                                                                                 \
     X(openat2)                                                                                     \
     X(clone3)                                                                                      \
-    X(exit_group)
+    X(exit_group)                                                                                  \
+    X(openpty)                                                                                     \
+    X(posix_openpt)                                                                                \
+    X(getpt)
 
 #define SUB_OPERATION_ENUM(name) SUB_OP_##name,
 enum sub_operation { SUB_OPERATIONS(SUB_OPERATION_ENUM) SUB_OP_COUNT };

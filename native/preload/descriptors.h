@@ -48,4 +48,7 @@ static inline void sub_descriptor_unnamed(int fd) {
 
 void sub_descriptors_unnamed_from(unsigned first, unsigned last);
 
+/* The master of a pseudo-terminal was opened, as /dev/ptmx. */
+void sub_record_master(enum sub_operation op, uint64_t start, int flags, int fd, int error);
+
 #endif

@@ -3,6 +3,7 @@
  */
 #define _GNU_SOURCE 1
 
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,6 +15,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "hook.h"
 #include "process.h"
 #include "system.h"
@@ -65,10 +67,18 @@ HOOK(pid_t, forkpty,
         return -1;
     }
     pid_t child = next(terminal, name, modes, size);
-    if (start != 0 && child == 0)
-        sub_forked_child();
-    else if (start != 0)
-        record_simple(SUB_FORK, SUB_OP_forkpty, start, child, sub_error(child < 0), 0);
+    if (child == 0) {
+        if (start != 0)
+            sub_forked_child();
+        return child;
+    }
+    int error = sub_error(child < 0);
+    if (start != 0 && sub_wants(SUB_CLASS_OPEN))
+        sub_record_master(SUB_OP_forkpty, start, O_RDWR, child < 0 ? -1 : *terminal, error);
+    else if (child > 0)
+        sub_descriptor_unnamed(*terminal);
+    if (start != 0)
+        record_simple(SUB_FORK, SUB_OP_forkpty, start, child, error, 0);
     return child;
 }
 
