@@ -22,7 +22,13 @@ const void *sub_libraries_pending;
 
 extern ElfW(Dyn) _DYNAMIC[] __attribute__((visibility("hidden")));
 
-/* A hash of each library that was told: an open table, never emptied. */
+/*
+ * Those that the loader brought before it ran anything: none of them ever goes away, so the last one
+ * is remembered, and neither they nor what they say need to be checked. Most programs have no others.
+ */
+static const struct link_map *last_of_start;
+
+/* A hash of each other library that was told: an open table, never emptied. */
 static uint64_t known[KNOWN_MAX];
 static uint32_t known_count;
 
@@ -47,6 +53,14 @@ static bool take_as_new(const struct link_map *map, size_t length) {
 static const struct link_map *first_library(void) {
     return _r_debug.r_map;
 }
+
+/*
+ * The loader's own entry comes at the end, or close to it; what another library's constructor asked
+ * for before ours, and may close again, stands behind it.
+ */
+static bool is_last_of_start(const struct link_map *map) {
+    return map->l_addr == _r_debug.r_ldbase;
+}
 #else
 /* musl keeps it for debuggers only; its link map starts with the program, as a handle for it is. */
 static const struct link_map *first_library(void) {
@@ -55,17 +69,24 @@ static const struct link_map *first_library(void) {
         first = dlopen(NULL, RTLD_LAZY);
     return first;
 }
+
+/* Nothing that musl loaded is ever unloaded. */
+static bool is_last_of_start(const struct link_map *map) {
+    return map->l_next == NULL;
+}
 #endif
 
 /*
  * Another thread may be closing a library meanwhile, and the loader's lock must not be taken here
  * (this may be a signal handler, or a constructor that the lock's owner runs): each entry is looked
- * at only after the kernel has said that it can be. Returns the name's length, 0 for none.
+ * at only after the kernel has said that it can be, unless it stays. Returns the name's length, 0
+ * for none.
  */
-static size_t library_name(const struct link_map *map) {
+static size_t library_name(const struct link_map *map, bool stays) {
     if (map->l_ld == _DYNAMIC || map->l_name == NULL)
         return 0;
-    size_t length = sub_readable_string(map->l_name, SUB_STRING_MAX);
+    size_t length = stays ? strnlen(map->l_name, SUB_STRING_MAX)
+                          : sub_readable_string(map->l_name, SUB_STRING_MAX);
     return length == SIZE_MAX || length == SUB_STRING_MAX || map->l_name[0] != '/' ? 0 : length;
 }
 
@@ -78,24 +99,15 @@ static void write_libraries(uint64_t now, const char *names, size_t length) {
     sub_commit(record);
 }
 
-/*
- * Records the libraries that have not been told yet: for the thread that called dlopen, which has
- * the loader's work behind it, and at the end.
- */
-void sub_record_libraries(bool now_or_never) {
+/* Tells the libraries from `map` on, up to `last` without asking whether they are news or there. */
+static void tell_libraries(const struct link_map *map, const struct link_map *last) {
     char names[LIBRARIES_BYTES];
     size_t used = 0;
-    if (!now_or_never &&
-        __atomic_load_n(&sub_libraries_pending, __ATOMIC_RELAXED) != (const void *)&sub_self)
-        return;
-    __atomic_store_n(&sub_libraries_pending, NULL, __ATOMIC_RELAXED);
-    if (!sub_wants(SUB_CLASS_LOAD) || sub_quiet)
-        return;
     uint64_t now = sub_now();
-    const struct link_map *map = first_library();
-    for (int i = 0; i < 4096 && map != NULL && sub_readable(map, sizeof(*map)); i++) {
-        size_t length = library_name(map);
-        if (length != 0 && take_as_new(map, length)) {
+    bool stays = last != NULL;
+    for (int i = 0; i < 4096 && map != NULL && (stays || sub_readable(map, sizeof(*map))); i++) {
+        size_t length = library_name(map, stays);
+        if (length != 0 && (stays || take_as_new(map, length))) {
             if (used + length + 1 > sizeof(names)) {
                 write_libraries(now, names, used);
                 used = 0;
@@ -104,17 +116,42 @@ void sub_record_libraries(bool now_or_never) {
             used += length;
             names[used++] = '\0';
         }
+        if (map == last)
+            stays = false;
         map = map->l_next;
     }
     if (used != 0)
         write_libraries(now, names, used);
 }
 
+/* Those that came with the program. */
+void sub_record_first_libraries(void) {
+    const struct link_map *first = first_library(), *last = first;
+    while (last != NULL && !is_last_of_start(last))
+        last = last->l_next;
+    last_of_start = last;
+    if (sub_wants(SUB_CLASS_LOAD))
+        tell_libraries(first, last);
+}
+
+/*
+ * Records the libraries that have not been told yet: for the thread that called dlopen, which has
+ * the loader's work behind it, and at the end.
+ */
+void sub_record_libraries(bool now_or_never) {
+    if (!now_or_never &&
+        __atomic_load_n(&sub_libraries_pending, __ATOMIC_RELAXED) != (const void *)&sub_self)
+        return;
+    __atomic_store_n(&sub_libraries_pending, NULL, __ATOMIC_RELAXED);
+    if (sub_wants(SUB_CLASS_LOAD) && !sub_quiet)
+        tell_libraries(last_of_start != NULL ? last_of_start->l_next : first_library(), NULL);
+}
+
 /* What was asked for; whether it came, the libraries told after it say. */
 static void record_request(enum sub_operation op, const char *path) {
-    if (!sub_wants(SUB_CLASS_LOAD))
+    uint64_t now = sub_enter_class(SUB_CLASS_LOAD);
+    if (now == 0)
         return;
-    uint64_t now = sub_now();
     struct sub_text text = sub_text(path, EFAULT);
     if (text.bytes == NULL) /* the program itself */
         return;

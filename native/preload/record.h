@@ -74,6 +74,7 @@ uint32_t sub_vfork_child(void);
 uint64_t sub_now(void);
 void sub_forked_child(void);
 void sub_mark_exited(void);
+void sub_record_first_libraries(void);
 void sub_record_libraries(bool now_or_never);
 
 /* The next definition of the operation's symbol behind this library; NULL when there is none. */

@@ -117,7 +117,7 @@ void sub_start(void) {
     find_arguments();
     sub_mode = SUB_ON;
     sub_start_first_image();
-    sub_record_libraries(true);
+    sub_record_first_libraries();
 }
 
 #ifdef __GLIBC__

@@ -87,17 +87,80 @@ def test_dlopen_searches_where_its_caller_says(recorder: Recorder, tmp_path: Pat
     program = compile_c(source, tmp_path / "p", f"-Wl,-rpath,{tmp_path}/lib", "-ldl")
     _, records = _records(recorder, [program])
     loads = [record for record in records if record.type == "load"]
-    libraries = [
-        name.decode()
-        for record in loads
-        for value in record.all(LIBRARIES)
-        for name in value.split(b"\0")
-        if name
-    ]
+    libraries = _libraries(records)
     assert [r.path for r in loads if r.op == "dlopen"] == ["libhidden.so", "libabsent.so"]
     assert f"{tmp_path}/lib/libhidden.so" in libraries
     assert any(Path(name).name.startswith("libc.so") for name in libraries)
     assert len(set(libraries)) == len(libraries)  # each is told once
+
+
+def _libraries(records: list[Record]) -> list[str]:
+    return [
+        name.decode()
+        for record in records
+        if record.type == "load"
+        for value in record.all(LIBRARIES)
+        for name in value.split(b"\0")
+        if name
+    ]
+
+
+def test_what_an_earlier_constructor_loaded_is_told_once(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    """Libraries of the start are known by where they stand; these stand behind them."""
+    for name in ("early", "late"):
+        compile_c("int x;", tmp_path / f"lib{name}.so", "-shared", "-fPIC")
+    source = f"""
+    #include <dlfcn.h>
+    __attribute__((constructor)) static void load(void) {{
+        dlopen("{tmp_path}/libearly.so", RTLD_NOW);
+    }}
+    """
+    compile_c(source, tmp_path / "libfirst.so", "-shared", "-fPIC", "-ldl")
+    main = f"""
+    #include <dlfcn.h>
+    int main(void) {{
+        void *early = dlopen("{tmp_path}/libearly.so", RTLD_NOW | RTLD_NOLOAD);
+        dlclose(early);
+        dlclose(early);
+        return dlopen("{tmp_path}/liblate.so", RTLD_NOW) == 0;
+    }}
+    """
+    program = compile_c(
+        main, tmp_path / "p", f"-L{tmp_path}", "-Wl,--no-as-needed", "-lfirst",
+        f"-Wl,-rpath,{tmp_path}", "-ldl",
+    )  # fmt: skip
+    _, records = _records(recorder, [program])
+    libraries = _libraries(records)
+    assert len(set(libraries)) == len(libraries)
+    expected = {f"{tmp_path}/lib{name}.so" for name in ("first", "early", "late")}
+    assert expected <= set(libraries)
+
+
+@pytest.mark.needs_strace
+def test_the_libraries_of_the_start_need_no_question_to_the_kernel(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    """Nine calls for each program that is started, when each library was asked about."""
+    program = compile_c("int main(void) { return 0; }", tmp_path / "p")
+    log = tmp_path / "log"
+    environment = {
+        name: value
+        for name, value in recorder.environment().items()
+        if name in ("LD_PRELOAD", "SUBSTRATE_SEGMENTS")
+    }
+    options = [f"-E{name}={value}" for name, value in environment.items()]
+    subprocess.run(
+        ["strace", "-e", "trace=rt_sigprocmask,exit_group", "-o", log, *options, program],
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert "exit_group" in log.read_text()
+    assert "rt_sigprocmask" not in log.read_text()
+    assert any(
+        Path(name).name.startswith("libc.so")
+        for name in _libraries(read_records(recorder.segments))
+    )
 
 
 def test_a_directory_that_another_process_renames_is_told_by_its_new_name(
