@@ -33,6 +33,7 @@ from substrate_services.world.worlds import World
 log = logging.getLogger(__name__)
 
 _NAMED = 16
+_REMEMBERED = 256  # applies whose requests may come again
 _BUILTIN_POLICY = "workspace.yaml"
 
 
@@ -112,10 +113,11 @@ class Applies:
         key = (world.spec.world_id, request.exec_id)
         known = self._execs.find(world, request.exec_id)
         if known is not None:
-            await self._execs.wait(world, known)
-            if key not in self._applied:
+            record = await self._execs.wait(world, known)
+            if record.exit_code != 0:
                 raise ServiceError("CONFLICT", f"apply {request.exec_id} did not come to its end")
-            return self._applied[key]
+            # A host that has started since knows that it is done, and no longer all of what it was.
+            return self._applied.get(key, Applied(()))
         to_apply = await asyncio.to_thread(world.tree.to_apply)
         to_apply = select(to_apply, request.paths, roots)
         if not to_apply.redirects:
@@ -142,6 +144,8 @@ class Applies:
             await self._execs.end_host_step(world, exec_, ended)
             raise
         applied = self._applied[world.spec.world_id, request.exec_id] = _told(plan)
+        while len(self._applied) > _REMEMBERED:
+            self._applied.pop(next(iter(self._applied)))
         await self._end(world, exec_, undo_log)
         return applied
 
