@@ -128,12 +128,13 @@ class Host:
                 telemetry=SegmentTelemetry(store, backend.sync_ledger),
                 projection=projection,
             )
+            broker = BrokerClient(channel)
             execs = Execs(
                 worlds=worlds,
                 store=store,
                 journal=journal,
                 reader=reader,
-                decider=BrokerClient(channel),
+                decider=broker,
                 recorder=recorder,
             )
             stack.push_async_callback(execs.drain)
@@ -170,6 +171,7 @@ class Host:
                         looks=looks,
                         rollbacks=rollbacks,
                         applies=applies,
+                        broker=broker,
                         reader=reader,
                         store=store,
                         version=config.version,

@@ -50,5 +50,6 @@ def fork_request(record: SpanRecord, origin: World | None, request_id: str) -> W
         keep=spec.keep,
         idle_timeout_s=spec.idle_timeout_s,
         policy_file=spec.policy_file,
+        telemetry=spec.telemetry,
         after_span_id=record.span_id,
     )

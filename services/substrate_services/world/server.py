@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import (
@@ -23,6 +24,7 @@ from substrate_services.wire import validation
 from substrate_services.wire.convert import change_to_proto, result_to_proto
 from substrate_services.world.apply import Applies
 from substrate_services.world.availability import Availability
+from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.commit_rpcs import CommitRpcs
 from substrate_services.world.execs import Exec, Execs
 from substrate_services.world.file_rpcs import FileRpcs
@@ -59,6 +61,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         looks: reads files in them.
         rollbacks: sets their trees back.
         applies: writes their changes to the host.
+        broker: says what worlds record whose creator does not.
         reader: reads the journal.
         store: the host's objects.
         version: of Substrate.
@@ -73,6 +76,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         looks: Looks,
         rollbacks: Rollbacks,
         applies: Applies,
+        broker: BrokerClient,
         reader: JournalReader,
         store: ObjectStore,
         version: str,
@@ -83,6 +87,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         self._rollbacks = rollbacks
         self._applies = applies
         self._snapshots = {}
+        self._broker = broker
         self._reader = reader
         self._version = version
 
@@ -94,6 +99,8 @@ class WorldServicer(CommitRpcs, FileRpcs):
         """See the contract."""
         wanted = world_request(request, _trace_of(context))
         await self._availability.require()
+        if not wanted.telemetry:
+            wanted = replace(wanted, telemetry=await self._broker.telemetry_classes())
         world = await self._worlds.create(wanted)
         return worlds_pb2.CreateWorldResponse(
             world=world_to_proto(world), missing=[entry.path for entry in world.missing]
