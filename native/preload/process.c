@@ -44,7 +44,8 @@ int sub_mode = SUB_UNSTARTED;
 int sub_quiet;
 
 /* These survive a fork, and are how a child knows whose child it is. */
-static struct sub_identity image; /* the last image that ran in this memory */
+static struct sub_identity image;  /* the last image that ran in this memory */
+static unsigned char *image_first; /* its first segment, which a child that has none still maps */
 static uint32_t generations;
 static pthread_key_t thread_key;
 static enum { KEY_NONE, KEY_COMING, KEY_THERE, KEY_REFUSED } thread_key_state;
@@ -88,13 +89,21 @@ static uint64_t count_lost(struct sub_thread *self, uint64_t events) {
         struct sub_segment *header = (struct sub_segment *)(void *)base;
         return __atomic_add_fetch(&header->lost, events, __ATOMIC_RELAXED);
     }
+    /* A forked child may never get one: then its parent's tells, or nobody would know. */
+    if (image_first != NULL) {
+        struct sub_segment *header = (struct sub_segment *)(void *)image_first;
+        __atomic_fetch_add(&header->lost, events, __ATOMIC_RELAXED);
+    }
     return __atomic_add_fetch(&sub_process->lost, events, __ATOMIC_RELAXED);
 }
 
-/* Moves losses from before there was a segment to one that a reader will see. */
+/*
+ * Moves losses from before there was a segment to one that a reader will see. Those of a forked child
+ * (which is no program's first image) its parent's told already.
+ */
 static void settle_losses(struct sub_thread *self) {
     uint64_t lost = __atomic_exchange_n(&sub_process->lost, 0, __ATOMIC_RELAXED);
-    if (lost != 0)
+    if (lost != 0 && sub_process->self.exec_number != 0)
         count_lost(self, lost);
 }
 
@@ -224,7 +233,10 @@ static bool start_image(struct sub_thread *self, bool forked) {
         __atomic_store_n(&process->phase, SUB_PHASE_NEW, __ATOMIC_RELEASE);
         return false;
     }
+    if (image_first != NULL && self->open == 0)
+        SYS2(SYS_munmap, image_first, SUB_SEGMENT_FIRST);
     image = identity;
+    image_first = made.base;
     process->self = identity;
     process->first = made.base;
     process->next_chain = chain + 1;
@@ -288,7 +300,7 @@ static bool take_place(struct sub_thread *self) {
         self->check = 0;
         if (!sub_quiet)
             self->tid = (int32_t)SYS0(SYS_gettid);
-        if (old != NULL && self->open == 0 &&
+        if (old != NULL && old != image_first && self->open == 0 &&
             !sub_quiet) /* else a frame below a handler still writes there */
             SYS2(SYS_munmap, old, ((struct sub_segment *)(void *)old)->size);
         if (forked)

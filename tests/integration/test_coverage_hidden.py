@@ -44,6 +44,23 @@ int main(int count, char **arguments) {
 }
 """
 
+NO_ROOM = """
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    struct rlimit none = {0, 0};
+    setrlimit(RLIMIT_FSIZE, &none);
+    if (fork() == 0) {
+        open("/etc/passwd", O_RDONLY);
+        _exit(0);
+    }
+    wait(0);
+    return 0;
+}
+"""
+
 SIBLING = """
 #define _GNU_SOURCE
 #include <sched.h>
@@ -93,6 +110,7 @@ def world(sub: Substrate, git_checkout: Path) -> Iterator[World]:
     compile_c(FILTERED, git_checkout / "filtered", "-pthread")
     compile_c(SIBLING, git_checkout / "sibling")
     compile_c(VFORKS, git_checkout / "vforks")
+    compile_c(NO_ROOM, git_checkout / "noroom")
     compile_c("int main(void) { return 0; }", git_checkout / "silent", "-static")
     with sub.world(project=str(git_checkout)) as made:
         yield made
@@ -103,6 +121,12 @@ def test_a_filter_installed_by_who_said_nothing_before_is_told(world: World, whe
     coverage = world.run(["./filtered"] if where == "child" else ["./filtered", where]).coverage
     assert coverage.state == "partial"
     assert "it installed a seccomp filter" in " ".join(coverage.reasons)
+
+
+def test_a_forked_child_that_can_make_no_segment_is_told_by_its_parent(world: World) -> None:
+    coverage = world.run(["./noroom"]).coverage
+    assert coverage.state == "partial"
+    assert coverage.lost >= 2  # what it opened, and its end
 
 
 def test_a_sibling_that_the_first_process_makes_is_the_step_s(world: World) -> None:
