@@ -71,7 +71,8 @@ static long opened(enum sub_operation op, uint64_t start, int dirfd, const char 
 static long open_how(int dirfd, const char *path, const struct open_how *how, size_t size) {
     uint64_t start = sub_enter_class(SUB_CLASS_OPEN);
     long fd = SYS4(SYS_openat2, dirfd, path, how, size);
-    bool told = fd != -EFAULT && size >= sizeof(*how);
+    /* The kernel refuses some calls (E2BIG, EINVAL) before it looks at what is asked for. */
+    bool told = size >= sizeof(*how) && (fd >= 0 || sub_readable(how, sizeof(*how)));
     return opened(SUB_OP_openat2, start, dirfd, path, told ? (int)how->flags : 0,
                   told ? (int)how->mode : 0, fd);
 }

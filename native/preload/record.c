@@ -20,10 +20,12 @@ uint32_t sub_directory_changes;
 /*
  * rt_sigprocmask copies the new mask before it looks at its first argument: with a nonsense one it
  * only tells whether eight bytes can be read (EINVAL) or not (EFAULT). Below a filter of the
- * program's nobody can be asked, so what nobody has read yet is left alone.
+ * program's nobody can be asked, so what nobody has read yet is left alone. A null pointer would be
+ * no mask at all to the kernel; nothing of a program's lies in the first page.
  */
 static bool word_readable(uintptr_t address) {
-    return !sub_quiet && SYS4(SYS_rt_sigprocmask, ~0L, address & ~7UL, NULL, 8) != -EFAULT;
+    return address >= PAGE && !sub_quiet &&
+           SYS4(SYS_rt_sigprocmask, ~0L, address & ~7UL, NULL, 8) != -EFAULT;
 }
 
 bool sub_readable(const void *address, size_t bytes) {

@@ -273,3 +273,41 @@ def test_below_a_filter_nothing_is_asked_of_the_kernel(recorder: Recorder, tmp_p
     program = compile_c(source, tmp_path / "p")
     _, records = _records(recorder, [program])
     assert any(r.type == "transfer" for r in records)
+
+
+_NULLS = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+    static const long numbers[] = {
+        SYS_openat, SYS_openat2, SYS_statx, SYS_newfstatat, SYS_faccessat, 439, SYS_execve,
+        SYS_execveat, 435, SYS_renameat2, SYS_linkat, SYS_symlinkat, SYS_unlinkat, SYS_mkdirat,
+        SYS_memfd_create, SYS_getrandom,
+#ifdef SYS_open
+        SYS_open, SYS_rename, SYS_unlink, SYS_mkdir,
+#endif
+    };
+    static const long pointers[] = {0, 1, 8, 4095, 4096, 1L << 62};
+    for (unsigned i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        for (unsigned j = 0; j < sizeof(pointers) / sizeof(pointers[0]); j++) {
+            long p = pointers[j];
+            errno = 0;
+            long result = syscall(numbers[i], p, p, p, p, p);
+            printf("%ld %ld %ld %d\\n", numbers[i], p, result, errno);
+        }
+    return 0;
+}
+"""
+
+
+def test_system_calls_by_number_with_pointers_to_nothing_fail_as_ever(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    program = compile_c(_NULLS, tmp_path / "nulls")
+    plain = subprocess.run([program], check=True, capture_output=True, timeout=60).stdout
+    recorded, _ = _records(recorder, [program])
+    assert recorded == plain
+    assert plain.count(b" 14\n") > 50  # EFAULT

@@ -17,7 +17,16 @@ from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2
 from substrate_sdk._pb.substrate.replay.v1alpha1 import replay_pb2
 from substrate_sdk._pb.substrate.trace.v1alpha1 import trace_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import world_service_pb2
-from substrate_sdk.client import execs, files, methods, record_methods, substrate, sync, worlds
+from substrate_sdk.client import (
+    execs,
+    files,
+    methods,
+    record_methods,
+    substrate,
+    sync,
+    sync_files,
+    worlds,
+)
 from substrate_sdk.client.methods import Method
 from substrate_sdk.client.requests import WorldOptions
 
@@ -29,7 +38,7 @@ TWINS = [
     (substrate.AsyncSession, sync.Session),
     (worlds.AsyncWorld, sync.World),
     (worlds.AsyncDiff, sync.Diff),
-    (files.AsyncFiles, sync.Files),
+    (files.AsyncFiles, sync_files.Files),
     (execs.AsyncExec, sync.Exec),
     (execs.AsyncStdin, sync.Stdin),
     (execs.AsyncByteStream, sync.ByteStream),
