@@ -241,6 +241,7 @@ class ReplayRun:
         verdict: what it says.
         duration_ms: how long the command took.
         total_ms: how long everything took.
+        reason: why it was not run; empty when it was.
     """
 
     number: int
@@ -248,6 +249,7 @@ class ReplayRun:
     verdict: Verdict
     duration_ms: float
     total_ms: float
+    reason: str = ""
 
     @classmethod
     def from_proto(cls, proto: replay_pb2.Run) -> ReplayRun:
@@ -258,6 +260,7 @@ class ReplayRun:
             verdict=cast("Verdict", named(_VERDICTS, proto.verdict)),
             duration_ms=milliseconds(proto.duration),
             total_ms=milliseconds(proto.total),
+            reason=proto.reason,
         )
 
     def to_json(self) -> JsonObject:
@@ -268,6 +271,7 @@ class ReplayRun:
             "verdict": self.verdict,
             "duration_ms": self.duration_ms,
             "total_ms": self.total_ms,
+            "reason": self.reason,
         }
 
 

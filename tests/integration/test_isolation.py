@@ -105,7 +105,8 @@ def is_kept(user: User, content: bytes) -> bool:
 
 
 def paths(changes: tuple[Change, ...]) -> set[bytes]:
-    return {change.path_bytes for change in changes}
+    """Every path that changed, with those that were renamed away."""
+    return {path for c in changes for path in (c.path_bytes, c.renamed_from) if path}
 
 
 # --- the kernel's doors ---------------------------------------------------------------------------
