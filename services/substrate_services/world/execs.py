@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -600,8 +601,12 @@ class Execs:
             if not world.lost:
                 states = {state.exec_id: state for state in await world.init.status()}
             for exec_ in self._read_execs(world.directory):
-                self._execs.setdefault(world.spec.world_id, {})[exec_.exec_id] = exec_
                 state = states.get(exec_.exec_id)
+                if state is None and not world.lost and _was_never_told(exec_):
+                    # Nobody was told that it began: whoever asked asks again, and it begins then.
+                    shutil.rmtree(exec_.directory)
+                    continue
+                self._execs.setdefault(world.spec.world_id, {})[exec_.exec_id] = exec_
                 if exec_.phase == "finished":
                     if state is not None and state.phase is Phase.EXITED:
                         await world.init.forget(exec_.exec_id)
@@ -646,6 +651,15 @@ class Execs:
                 exec_.stdin_received = stdin.stat().st_size
             found.append(exec_)
         return found
+
+
+def _was_never_told(exec_: Exec) -> bool:
+    """Whether a host ended between noting a step down and having a living init begin it."""
+    return (
+        exec_.phase != "finished"
+        and exec_.start.kind not in HOST_KINDS
+        and not (exec_.directory / _OUTCOME_FILE).exists()
+    )
 
 
 def note_outcome(exec_: Exec, message: bytes = b"") -> Ended:
