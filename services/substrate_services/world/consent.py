@@ -64,9 +64,8 @@ def executes_later(
         named: files and directories that git's configuration names.
     """
     is_link = change.after is not None and change.after.kind == "symlink"
-    is_dir = (change.after or change.before) is not None and (
-        (change.after or change.before).kind == "dir"  # type: ignore[union-attr] # one is there
-    )
+    state = change.after or change.before
+    is_dir = state is not None and state.kind == "dir"
     if _matches(change.path, is_link=is_link, is_dir=is_dir):
         return not is_dir or change.kind != "created"
     if os.path.basename(change.path).lower() == b".git" and not is_dir:

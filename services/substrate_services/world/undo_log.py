@@ -44,6 +44,7 @@ OperationKind = Literal["put", "take", "attributes"]
 _STAGES: tuple[Stage, ...] = get_args(Stage)
 _KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
 _VERSION = 1
+_SCRATCH = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class UndoLog:
         """Write it to the disk, whole or not at all."""
         directory.mkdir(mode=0o700, exist_ok=True)
         path = directory / f"{self.apply_id}.json"
-        scratch = path.with_suffix(".new")
+        scratch = path.with_suffix(_SCRATCH)
         with scratch.open("wb") as file:
             file.write(compact_bytes(_to_json(self)))
             file.flush()
@@ -145,9 +146,14 @@ class UndoLog:
 
 
 def load_logs(directory: Path) -> list[UndoLog]:
-    """The logs of a directory. Raises ValueError where one is damaged."""
+    """The logs that an earlier host process left; what it was still writing is removed.
+
+    Raises ValueError where one is damaged.
+    """
     if not directory.is_dir():
         return []
+    for scratch in directory.glob(f"*{_SCRATCH}"):
+        scratch.unlink()  # cut off while it was written: the stage that it tells of never began
     return [
         _from_json(Fields(json.loads(path.read_bytes()), path.name))
         for path in sorted(directory.glob("*.json"))
