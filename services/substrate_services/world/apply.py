@@ -20,12 +20,13 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.world.apply_plan import ApplyPlan, make_plan, select, to_renew
 from substrate_services.world.beneath import Caller
 from substrate_services.world.ended import Ended
-from substrate_services.world.execs import Exec, ExecRequest, Execs, is_denied, note_outcome
+from substrate_services.world.execs import Execs
 from substrate_services.world.host_tree import HostTree, Moved
 from substrate_services.world.ids import EXEC_ID, new_id
 from substrate_services.world.renames import pair_renames
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.staging import Staging
+from substrate_services.world.steps import Exec, ExecRequest, is_denied, note_outcome
 from substrate_services.world.tree import ToApply
 from substrate_services.world.undo_log import UndoLog, load_logs
 from substrate_services.world.worlds import World

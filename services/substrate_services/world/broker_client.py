@@ -11,8 +11,8 @@ from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_g
 from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
 from substrate_services.wire.convert import command_to_proto, decision_from_proto
-from substrate_services.world.execs import HOST_KINDS, StepKind
 from substrate_services.world.file_steps import paths_of
+from substrate_services.world.steps import HOST_KINDS, StepKind
 from substrate_services.world.worlds import World
 
 if TYPE_CHECKING:

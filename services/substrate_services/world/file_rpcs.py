@@ -16,11 +16,12 @@ from substrate_services.wire import validation
 from substrate_services.wire.convert import change_to_proto, file_state_to_proto, result_to_proto
 from substrate_services.world import file_steps
 from substrate_services.world.base_mounts import is_below
-from substrate_services.world.execs import ExecRequest, Execs
+from substrate_services.world.execs import Execs
 from substrate_services.world.file_content import checked_tar, keep_content
 from substrate_services.world.file_entries import Notice
 from substrate_services.world.file_listing import ENTRIES_PAGE, FileReader, file_error
 from substrate_services.world.looks import Looks
+from substrate_services.world.steps import ExecRequest
 from substrate_services.world.worlds import World, Worlds
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Final
 from substrate_sdk._pb.substrate.world.v1alpha1 import files_pb2
 from substrate_services.errors import InvalidField
 from substrate_services.wire import validation
-from substrate_services.world.execs import FILES_PROGRAM, ExecRequest, StepKind
+from substrate_services.world.steps import FILES_PROGRAM, ExecRequest, StepKind
 
 DEFAULT_FILE_MODE: Final = 0o644
 DEFAULT_DIRECTORY_MODE: Final = 0o755

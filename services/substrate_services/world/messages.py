@@ -17,9 +17,9 @@ from substrate_services.wire.convert import (
     timestamp_to_proto,
 )
 from substrate_services.world.backends.base import BackendCapabilities
-from substrate_services.world.execs import Exec, ExecRequest
 from substrate_services.world.output_log import Frame, Stream
 from substrate_services.world.preparing import WorldRequest
+from substrate_services.world.steps import Exec, ExecRequest
 from substrate_services.world.telemetry_rows import telemetry_rows
 from substrate_services.world.worlds import World
 

@@ -27,10 +27,11 @@ from substrate_services.journal.jsontypes import Fields, compact_bytes
 from substrate_services.journal.reader import JournalReader
 from substrate_services.journal.schema import Decision, SpanRecord
 from substrate_services.world.ended import Ended
-from substrate_services.world.execs import Exec, ExecRequest, Execs, is_denied, note_outcome
+from substrate_services.world.execs import Execs
 from substrate_services.world.ids import EXEC_ID
 from substrate_services.world.sources import find_record, snapshot_after
 from substrate_services.world.spec import layers_directory
+from substrate_services.world.steps import Exec, ExecRequest, is_denied, note_outcome
 from substrate_services.world.worlds import World, Worlds
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from substrate_services.world.apply import Applies
 from substrate_services.world.availability import Availability
 from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.commit_rpcs import CommitRpcs
-from substrate_services.world.execs import Exec, Execs
+from substrate_services.world.execs import Execs
 from substrate_services.world.file_rpcs import FileRpcs
 from substrate_services.world.looks import Looks
 from substrate_services.world.messages import (
@@ -43,6 +43,7 @@ from substrate_services.world.patch import patch
 from substrate_services.world.project import Project
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.snapshots import get_base, get_snapshot
+from substrate_services.world.steps import Exec
 from substrate_services.world.worlds import World, Worlds
 
 if TYPE_CHECKING:
