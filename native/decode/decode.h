@@ -242,7 +242,7 @@ struct image {
     uint32_t parent;  /* image it was started from, NONE */
     uint32_t exec_no; /* as self.exec_number, but programs that said no hello count too */
     uint32_t kernel;  /* into the ledger's processes, NONE */
-    bool hello, selected, uncovered, reported_exit, ended, executed, quiet;
+    bool hello, selected, uncovered, reported_exit, ended, executed, quiet, passed;
     bool judged;                    /* `selected` is known */
     bool kernel_start, kernel_exit; /* who says so */
     bool muted;                     /* it recorded other classes than it was told to */

@@ -55,6 +55,7 @@ static void group_segments(struct scan *scan) {
             image->start_ns = segment->created_ns;
         image->reported_exit = image->reported_exit || (segment->state & SUB_STATE_EXITED) != 0;
         image->quiet = image->quiet || (segment->flags & SUB_SEGMENT_QUIET) != 0;
+        image->passed = image->passed || (segment->flags & SUB_SEGMENT_PASSED) != 0;
         image->muted = image->muted || has_other_classes(scan->options, segment);
         segment->image = images->count - 1;
     }

@@ -193,6 +193,10 @@ static void write_coverage(struct buffer *out, const struct image *image,
         add_reason(&reasons, &full, 0,
                    "it installed a seccomp filter: from then on nothing may be recorded that needs "
                    "a system call");
+    if (image->passed || fork->passed)
+        add_reason(&reasons, &full, 0,
+                   "it loaded a library that calls libc where nothing is recorded (dlmopen, "
+                   "RTLD_DEEPBIND)");
     if (!image->uncovered && !image->hello)
         add_reason(&reasons, &full, 0, "its first segment is gone");
     else if (gone_segments != 0 && removed == 0)

@@ -72,6 +72,11 @@ struct sub_identity {
  * system call, so there are no further segments, and forked children stay silent.
  */
 #define SUB_SEGMENT_QUIET 1u
+/*
+ * The program loaded a library that finds libc's functions where no hook stands: with a libc of its
+ * own (dlmopen), or one that looks among its own first (RTLD_DEEPBIND).
+ */
+#define SUB_SEGMENT_PASSED 2u
 
 /* Bits of sub_segment.state, set by the writer. */
 #define SUB_STATE_CONTINUED 1u /* full: the chain goes on in index + 1 */
@@ -559,7 +564,9 @@ enum sub_spawn_action {
     X(exit_group)                                                                                  \
     X(openpty)                                                                                     \
     X(posix_openpt)                                                                                \
-    X(getpt)
+    X(getpt)                                                                                       \
+    X(dlsym)                                                                                       \
+    X(dlvsym)
 
 #define SUB_OPERATION_ENUM(name) SUB_OP_##name,
 enum sub_operation { SUB_OPERATIONS(SUB_OPERATION_ENUM) SUB_OP_COUNT };

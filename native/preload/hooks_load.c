@@ -17,6 +17,7 @@
 
 #define KNOWN_MAX 1024u
 #define LIBRARIES_BYTES 4096u
+#define BASE_SPACE 0 /* LM_ID_BASE, which musl has not got */
 
 const void *sub_libraries_pending;
 
@@ -147,6 +148,20 @@ void sub_record_libraries(bool now_or_never) {
         tell_libraries(last_of_start != NULL ? last_of_start->l_next : first_library(), NULL);
 }
 
+/*
+ * Does what is loaded call libc past the hooks? That it may not be found is not known yet; who asks
+ * for such things is told of in any case. musl has neither.
+ */
+static void note_scope(long space, int flags) {
+#ifdef __GLIBC__
+    if ((space != BASE_SPACE || (flags & RTLD_DEEPBIND) != 0) && sub_wants(0))
+        sub_flag_segment(SUB_SEGMENT_PASSED);
+#else
+    (void)space;
+    (void)flags;
+#endif
+}
+
 /* What was asked for; whether it came, the libraries told after it say. */
 static void record_request(enum sub_operation op, const char *path) {
     uint64_t now = sub_enter_class(SUB_CLASS_LOAD);
@@ -164,16 +179,17 @@ static void record_request(enum sub_operation op, const char *path) {
     __atomic_store_n(&sub_libraries_pending, (const void *)&sub_self, __ATOMIC_RELAXED);
 }
 
-__attribute__((used)) void *sub_prepare_dlopen(const char *path);
-void *sub_prepare_dlopen(const char *path) {
+__attribute__((used)) void *sub_prepare_dlopen(const char *path, int flags);
+void *sub_prepare_dlopen(const char *path, int flags) {
     record_request(SUB_OP_dlopen, path);
+    note_scope(BASE_SPACE, flags);
     return sub_next(SUB_OP_dlopen);
 }
 
-__attribute__((used)) void *sub_prepare_dlmopen(long space, const char *path);
-void *sub_prepare_dlmopen(long space, const char *path) {
-    (void)space;
+__attribute__((used)) void *sub_prepare_dlmopen(long space, const char *path, int flags);
+void *sub_prepare_dlmopen(long space, const char *path, int flags) {
     record_request(SUB_OP_dlmopen, path);
+    note_scope(space, flags);
     return sub_next(SUB_OP_dlmopen);
 }
 

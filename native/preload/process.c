@@ -419,23 +419,27 @@ void sub_forked_child(void) {
         memset(sub_process, 0, sizeof(*sub_process));
 }
 
-/* Called before a filter is installed: any system call of ours may be fatal afterwards. */
-void sub_become_quiet(void) {
-    if (sub_self.check != 0 && sub_vfork_child() != 0)
-        return; /* the filter is the child's; the memory is its parent's */
+void sub_flag_segment(uint32_t flag) {
     struct sub_thread *self = &sub_self;
-    /* A forked child that has said nothing so far could not say anything later. */
-    if (sub_process->generation == 0 && sub_mode == SUB_ON &&
+    if (sub_process->generation == 0 && sub_mode == SUB_ON && !sub_quiet &&
         __atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE) == 0) {
         take_place(self);
         __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
     }
-    sub_quiet = 1;
     unsigned char *base = own_segment(self);
     if (base != NULL) {
         struct sub_segment *header = (struct sub_segment *)(void *)base;
-        __atomic_fetch_or(&header->flags, SUB_SEGMENT_QUIET, __ATOMIC_RELEASE);
+        __atomic_fetch_or(&header->flags, flag, __ATOMIC_RELEASE);
     }
+}
+
+/* Called before a filter is installed: any system call of ours may be fatal afterwards. */
+void sub_become_quiet(void) {
+    if (sub_self.check != 0 && sub_vfork_child() != 0)
+        return; /* the filter is the child's; the memory is its parent's */
+    /* A forked child that has said nothing so far could not say anything later. */
+    sub_flag_segment(SUB_SEGMENT_QUIET);
+    sub_quiet = 1;
 }
 
 void sub_mark_exited(void) {

@@ -42,8 +42,12 @@ void sub_start_first_image(void);
 void sub_find_clock(void);
 uint64_t sub_clock(int clock);
 void *sub_find_function(const char *name);
+/* The hook of that name; NULL. */
+void *sub_own_function(const char *name);
 uint64_t sub_hash_variable(const char *variable, size_t length);
 void sub_become_quiet(void);
+/* Says something of the image, by a bit of sub_segment.flags. */
+void sub_flag_segment(uint32_t flag);
 void sub_reserve_for_child(void);
 void sub_record_exit(uint16_t op, int status);
 /* As libc's functions of these names, and recorded. */

@@ -129,9 +129,9 @@ static void *find_symbol(const struct symbols *in, const char *name) {
     return NULL;
 }
 
-#ifdef __GLIBC__
 extern ElfW(Dyn) _DYNAMIC[] __attribute__((visibility("hidden")));
 
+#ifdef __GLIBC__
 static void *find_version_behind_us(const char *name, bool old) {
     struct link_map *map = _r_debug.r_map;
     while (map != NULL && map->l_ld != _DYNAMIC)
@@ -156,12 +156,59 @@ static void *find_behind_us(const char *name) {
     void *found = find_version_behind_us(name, false);
     return found != NULL ? found : find_version_behind_us(name, true);
 }
+
+static uintptr_t own_base(void) {
+    for (const struct link_map *map = _r_debug.r_map; map != NULL; map = map->l_next) {
+        if (map->l_ld == _DYNAMIC)
+            return map->l_addr;
+    }
+    return 0;
+}
 #else
-/* musl's dlsym neither allocates nor calls out when it finds what it looks for. */
+/* musl keeps its list for debuggers only. Its dlsym, like this, takes a lock and no memory. */
+struct walk {
+    const char *name; /* NULL: find this library */
+    bool behind;
+    uintptr_t base;
+    void *found;
+};
+
+static int visit(struct dl_phdr_info *object, size_t size, void *context) {
+    struct walk *walk = context;
+    (void)size;
+    for (unsigned i = 0; i < object->dlpi_phnum; i++) {
+        if (object->dlpi_phdr[i].p_type != PT_DYNAMIC)
+            continue;
+        const ElfW(Dyn) *dynamic =
+            (const ElfW(Dyn) *)(object->dlpi_addr + object->dlpi_phdr[i].p_vaddr);
+        if (dynamic == _DYNAMIC) {
+            walk->behind = true;
+            walk->base = object->dlpi_addr;
+        } else if (walk->behind && walk->name != NULL) {
+            struct symbols symbols = symbols_of(object->dlpi_addr, dynamic);
+            walk->found = find_symbol(&symbols, walk->name);
+        }
+    }
+    return walk->name != NULL ? walk->found != NULL : walk->behind;
+}
+
 static void *find_behind_us(const char *name) {
-    return dlsym(RTLD_NEXT, name);
+    struct walk walk = {.name = name};
+    dl_iterate_phdr(visit, &walk);
+    return walk.found;
+}
+
+static uintptr_t own_base(void) {
+    struct walk walk = {.name = NULL};
+    dl_iterate_phdr(visit, &walk);
+    return walk.base;
 }
 #endif
+
+void *sub_own_function(const char *name) {
+    struct symbols symbols = symbols_of(own_base(), _DYNAMIC);
+    return find_symbol(&symbols, name);
+}
 
 void *sub_lookup(enum sub_operation op) {
     void *found = find_behind_us(operation_names[op]);
