@@ -15,7 +15,7 @@ NATIVE_FILES = $(shell find native -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
 LAST_RELEASE = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint check bench bench-truth fuzz fmt wheels clean soak
+.PHONY: help setup build demo test lint check bench bench-truth bench-suites fuzz fmt wheels clean soak
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -76,10 +76,13 @@ fuzz: ## libFuzzer on the decoder, under ASan and UBSan, for FUZZ_SECONDS (300)
 	$(SAY) 'fuzz'
 	@native/fuzz/run
 
-soak: build ## telemetry under a thousand kills and ten million events; suites with and without it
-	$(SAY) 'soak'
-	@$(PYTHON) benchmarks/soak_telemetry.py
+bench-suites: build ## suites of bash, python, git, node and gcc-built programs, recorded and not (an hour; SUITES=git,node SUITES_EVERY=4)
+	$(SAY) 'bench-suites'
 	@$(PYTHON) benchmarks/bench_suites.py
+
+soak: build ## telemetry under a thousand kills, on full file systems, under ten million events in a world
+	$(SAY) 'soak'
+	@$(PYTHON) benchmarks/soak_telemetry.py --world
 
 fmt: $(STAMP) ## format everything
 	@$(BIN)/ruff check --quiet --fix-only .

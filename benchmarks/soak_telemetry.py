@@ -1,14 +1,16 @@
 """Telemetry under SIGKILL, on a full file system and in a burst: what was lost, and was it told.
 
-Run ``python benchmarks/soak_telemetry.py [--points N] [--burst EVENTS]`` (``make soak``). Two
-parts, each with real processes:
+Run ``python benchmarks/soak_telemetry.py [--points N] [--burst EVENTS] [--world]`` (``make soak``).
+Three parts, each with real processes; what came of them is printed as a table:
 
 * ``kill``: N times, a tree of processes and threads that fork, vfork, spawn, exec and open files is
   killed at a random moment, at every second point one process of it a little before the rest. Each
   writer says in shared memory what it has published (native/tests/soak.c); what the decoder reads
   is held against that: everything published is there, once, and nothing else.
-* ``burst``: a burst of ten million events into tmpfs file systems that are too small, and into one
-  that is large enough (root).
+* ``burst``: a burst of ten million events into tmpfs file systems that are full after the first
+  segments, that are too small, and into one that is large enough (root).
+* ``world``: the same burst as a step of a world, whose segments have room for 256 MiB, and in a
+  world whose segment file system a program filled before: what was lost stands in the span.
 
 Exits with 1 when something was lost without being told, or an event was read twice.
 """
@@ -30,12 +32,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "services")]
 
+from substrate_sdk.client.sync import World  # noqa: E402
 from substrate_services.telemetry.coverage import coverage_of  # noqa: E402
 from substrate_services.telemetry.decode import DecodeLimits, DecodeSummary, decode_segments  # noqa: E402
 from tests.native.recording import (  # noqa: E402
@@ -44,6 +48,7 @@ from tests.native.recording import (  # noqa: E402
     compile_c,
     small_file_system,
 )
+from tests.users import new_user  # noqa: E402
 
 _SLOTS = 65535
 _PAGE_BYTES = 4 * (1 + _SLOTS)
@@ -51,6 +56,10 @@ _LONGEST_S = 0.06
 #: Ten million event lines are more than a step may have: a world has room for fewer (256 MiB).
 _LIMITS = DecodeLimits(output_bytes=16 << 30, timeout_s=300)
 _PR_SET_CHILD_SUBREAPER = 36
+#: Fills a world's segment file system (mode 1777), as a hostile program may.
+_FILL = "cat /dev/zero >/run/substrate/seg/full 2>/dev/null; :"
+#: More than a step of the burst has besides the burst's opens: start, threads, libraries, exit.
+_OTHER_EVENTS = 32
 _EVENT = re.compile(rb'"path": ?"/soak/(\d+)-(\d+)"')
 
 
@@ -234,37 +243,89 @@ def burst(events: int, size: str, directory: Path) -> Burst:
     return Burst(made, read, summary.lost, done.returncode, state, seconds)
 
 
+def _world_burst(world: World, events: int) -> Burst:
+    begun = time.monotonic()
+    result = world.run(["./burst", str(events // 4), "4"], timeout=900)
+    seconds = time.monotonic() - begun
+    coverage = result.coverage
+    # The few events that are no opens of the burst make this no smaller than it is.
+    read = max(0, coverage.events - _OTHER_EVENTS)
+    return Burst(
+        int(result.stdout), read, coverage.lost, result.exit_code or 0, coverage.state, seconds
+    )
+
+
+def bursts_in_worlds(events: int, directory: Path) -> Iterator[tuple[str, Burst]]:
+    """The burst in a world, and in one whose segment file system is full; both go on after it."""
+    project = directory / "project"
+    project.mkdir()
+    program = ROOT / "native" / "tests" / "burst.c"
+    compile_c(program, project / "burst", "-lpthread")
+    with new_user() as user:
+        user.up()
+        for name, before in (("a world", "true"), ("a world, full", _FILL)):
+            with user.client() as sub, sub.world(project=project, cwd=project) as world:
+                world.run(["sh", "-c", before])
+                yield name, _world_burst(world, events)
+                after = world.run(["true"])
+                if (after.exit_code, after.coverage.lost > 0) != (0, before is _FILL):
+                    raise RuntimeError(f"{name}: the step after the burst: {after.coverage}")
+
+
+_COLUMNS = ("part", "events", "read", "told as lost", "untold", "twice", "outcome", "s")
+
+
+def _kill_row(kills: Kills, seconds: float) -> tuple[str, ...]:
+    outcome = (
+        f"{kills.processes:,} images, {kills.torn} torn, {kills.unborn} unborn segments, "
+        f"{kills.made_up} made up"
+    )
+    counts = (kills.published, kills.read, kills.lost, kills.untold, kills.twice)
+    return (f"{kills.points:,} kills", *(f"{n:,}" for n in counts), outcome, f"{seconds:.0f}")
+
+
+def _burst_row(name: str, result: Burst) -> tuple[str, ...]:
+    untold = max(0, result.made - result.read - result.lost)
+    counts = (result.made, result.read, result.lost, untold)
+    outcome = f"exit {result.returncode}, coverage {result.state}"
+    return (name, *(f"{n:,}" for n in counts), "", outcome, f"{result.seconds:.1f}")
+
+
+def _row(cells: Sequence[str]) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def main() -> int:
     """Run the parts; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     parser.add_argument("--burst", type=int, default=10_000_000, help="events; 0: none")
+    parser.add_argument("--world", action="store_true", help="the burst in worlds as well")
     options = parser.parse_args()
     good = True
-    with tempfile.TemporaryDirectory(prefix="sbsoak") as directory:
-        begun = time.monotonic()
-        kills = kill_at_random(options.points, options.seed, Path(directory))
-        print(
-            f"kill   {kills.points} points, seed {options.seed}: {kills.published} events "
-            f"published by {kills.processes} images, {kills.read} read, {kills.missing} missing, "
-            f"{kills.twice} twice, {kills.made_up} made up; told: {kills.lost} lost, "
-            f"{kills.torn} torn, {kills.unborn} unborn segments; untold: {kills.untold}; "
-            f"{time.monotonic() - begun:.0f} s"
-        )
-        for failure in kills.failures[:5]:
-            print(f"       {failure}")
-        good = good and kills.good and kills.points == options.points
+    _row(_COLUMNS)
+    _row(("---", *("---:" for _ in _COLUMNS[1:])))
+    with tempfile.TemporaryDirectory(prefix="sbsoak") as name:
+        directory = Path(name)
+        if options.points:
+            begun = time.monotonic()
+            kills = kill_at_random(options.points, options.seed, directory)
+            _row(_kill_row(kills, time.monotonic() - begun))
+            good = kills.good and kills.points == options.points
+            for failure in kills.failures[:5]:
+                print(failure)
+        results = []
         if options.burst and os.geteuid() == 0:
             for size in ("128k", "64m", "2g"):
-                result = burst(options.burst, size, Path(directory))
-                good = good and result.good
-                print(
-                    f"burst  {result.made} events into {size:>4}: {result.read} read, "
-                    f"{result.lost} told as lost, coverage {result.state}, exit "
-                    f"{result.returncode}, {result.seconds:.1f} s"
-                )
-    print("good" if good else "NOT GOOD")
+                results.append((f"burst into {size}", burst(options.burst, size, directory)))
+                _row(_burst_row(*results[-1]))
+        if options.burst and options.world:
+            for where, result in bursts_in_worlds(options.burst, directory):
+                results.append((f"burst in {where}", result))
+                _row(_burst_row(*results[-1]))
+        good = good and all(result.good for _, result in results)
+    print(f"seed {options.seed}: {'good' if good else 'NOT GOOD'}")
     return 0 if good else 1
 
 

@@ -1,0 +1,1 @@
+"""Other programs' own test suites, run with the preload library and without."""
