@@ -6,6 +6,11 @@
 
 #define ENDING_PATIENCE (5000 * MS)  /* for a killed tree to be gone; then it is reported as is */
 #define TERMINAL_PATIENCE (100 * MS) /* for a terminal to deliver what was written before the end */
+/*
+ * For helpers that end when they notice that the command has: multiprocessing's resource tracker, the
+ * reader of a pipe. They are not what "went on after the command ended" means to anybody.
+ */
+#define LINGERING_PATIENCE (50 * MS)
 #define KILL_RESCAN (10 * MS)
 #define TERMINAL_RELOOK (20 * MS)
 
@@ -221,7 +226,10 @@ static bool may_finish(struct exec *exec, uint64_t now) {
     uint64_t waited = now - exec->ending_since_ns;
     if ((exec->timed_out || exec->killed) && waited < ENDING_PATIENCE && tree_count(exec))
         return false;
-    return !(exec->is_pty && exec->outputs[2] >= 0 && waited < TERMINAL_PATIENCE);
+    if (exec->is_pty && exec->outputs[2] >= 0 && waited < TERMINAL_PATIENCE)
+        return false;
+    /* Each death wakes us. What is in the background to stay makes the end that much later, once. */
+    return !(waited < LINGERING_PATIENCE && tree_count(exec));
 }
 
 static void try_finish(struct exec *exec, uint64_t now) {
