@@ -145,10 +145,12 @@ struct identity {
 /* 0, or an errno: ENOENT no such user or group. Reads the box's /etc/passwd and /etc/group. */
 int identity_find(const struct start *start, struct identity *identity);
 
-/* ---- seccomp.c, builtin*.c ------------------------------------------------------------------- */
+/* ---- seccomp.c, landlock.c, builtin*.c ------------------------------------------------------- */
 
 void seccomp_prepare(void);
 int seccomp_apply(void);
+/* Restricts this process and all it starts to the box's files; 0 also where the kernel cannot. */
+int landlock_enter(void);
 /* Runs argv[0] as a file operation; never returns. Its exit status is the errno, 0 for success. */
 _Noreturn void builtin_run(char **argv);
 bool builtin_exists(const char *name);

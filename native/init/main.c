@@ -133,6 +133,8 @@ int main(int count, char **arguments) {
     learn_self(arguments);
     int signals = open_signals();
     prepare_children();
+    if (landlock_enter())
+        return 1;
     set_last_pid(1); /* pids 2.. were the launcher's helpers; the first exec gets 2, always */
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0 || signals < 0 || loop_watch(signals, WATCH_SIGNALS, 0, EPOLLIN) ||

@@ -1,8 +1,11 @@
 /*
  * The same profile for i386 programs on x86_64, whose calls have numbers of their own
- * (arch/x86/entry/syscalls/syscall_32.tbl). Sockets and System V IPC go through one call each there,
- * whose arguments a filter cannot read; Docker's profile allows them too. The calls that take ids of
- * 16 bits are left out: their upper halves are ignored, so no value of theirs could be refused.
+ * (arch/x86/entry/syscalls/syscall_32.tbl). System V IPC goes through one call there, whose arguments
+ * a filter cannot read, as Docker's profile has it. socketcall(2) is such a call too, and through it
+ * a program would get the AF_VSOCK socket that socket(2) is refused: vsock knows no network
+ * namespace, and its other end is the hypervisor. So it is refused, unlike Docker's; musl and newer
+ * libcs use socket(2) and its kind. The calls that take ids of 16 bits are left out: their
+ * upper halves are ignored, so no value of theirs could be refused.
  */
 #ifndef SUBSTRATE_INIT_SECCOMP_I386_H
 #define SUBSTRATE_INIT_SECCOMP_I386_H
@@ -73,7 +76,6 @@ static const uint16_t I386_ALLOWED[] = {
     97,  /* setpriority */
     99,  /* statfs */
     100, /* fstatfs */
-    102, /* socketcall */
     104, /* setitimer */
     105, /* getitimer */
     106, /* stat */

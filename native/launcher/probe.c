@@ -2,12 +2,14 @@
 #include "launcher.h"
 
 #include <dirent.h>
+#include <linux/landlock.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/fsuid.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 /*
@@ -218,18 +220,25 @@ void probe_host(void) {
                 "fork bomb can outrun for a while; delegate a cgroup (systemd: Delegate=yes)");
 }
 
+/* 0: none. Init uses 2 and later (init/landlock.c). */
+static long landlock_abi(void) {
+    long abi =
+        syscall(SYS_landlock_create_ruleset, NULL, (size_t)0, LANDLOCK_CREATE_RULESET_VERSION);
+    return abi < 0 ? 0 : abi;
+}
+
 size_t probe_report(char *out, size_t room) {
     int length = snprintf(
         out, room,
         "protocol=%d\npid=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_options=%s\n"
         "kill=%s\ncgroup=%s\nledger=%s\nledger_problem=%s\nsegments_attested=%d\nsegments_problem=%"
-        "s\n%s",
+        "s\nlandlock=%ld\n%s",
         SUB_PROTOCOL_VERSION, getpid(), !config.is_root,
         config.range_works ? "range"
         : config.is_root   ? "weak"
                            : "caller",
         config.is_root ? "single" : "per-top-level-directory", config.overlay_read_back,
         config.cgroup_fd >= 0 ? "cgroup.kill" : "subreaper", config.cgroup_dir, ledger_source(),
-        config.ledger_problem, ledger_attests(), config.segments_problem, config.problems);
+        config.ledger_problem, ledger_attests(), config.segments_problem, landlock_abi(), config.problems);
     return length < 0 ? 0 : (size_t)length < room ? (size_t)length : room - 1;
 }

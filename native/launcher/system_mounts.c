@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 
 #define TMPFS_MAGIC 0x01021994
@@ -28,7 +29,11 @@ static const char *const PROC_HIDDEN[] = {"/proc/acpi",
 static const char *const PROC_READ_ONLY[] = {
     "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", NULL};
 static const char *const SYS_HIDDEN[] = {"/sys/firmware", "/sys/devices/virtual/powercap", NULL};
-static const char *const DEVICES[] = {"null", "zero", "full", "random", "urandom", "tty", NULL};
+static const struct {
+    const char *name;
+    unsigned major, minor; /* Documentation/admin-guide/devices.txt */
+} DEVICES[] = {{"null", 1, 3},   {"zero", 1, 5},    {"full", 1, 7},
+               {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
 
 /*
  * procfs shows the pid namespace of whoever opens the file system, so a child of ours inside the
@@ -113,15 +118,41 @@ static int add_dev_links(int dev) {
     return 0;
 }
 
+/*
+ * A node of the box's own. The host's /dev/null is one inode for everybody: inotify on it tells when
+ * anybody on the host opens it, locks and times of it are shared. Read-only mounts keep the node as
+ * it is and the device writable. 1: this host lets nobody make nodes (in a container, say).
+ */
+static int add_own_device(struct tree *tree, const char *name, dev_t device, const char *path) {
+    if (mknodat(tree->stage_fd, name, S_IFCHR | 0666, device))
+        return errno == EPERM ? 1 : fail_set(tree->fail, errno, "making %s", path);
+    struct mount_attr attributes = {.attr_set =
+                                        MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+                                    .attr_clr = MOUNT_ATTR_NODEV};
+    SUB_AUTO_FD fd = (int)syscall(SYS_open_tree, tree->stage_fd, name,
+                                  OPEN_TREE_CLONE | (unsigned)OPEN_TREE_CLOEXEC);
+    if (fd < 0 || fchmodat(tree->stage_fd, name, 0666, 0) ||
+        syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes))
+        return fail_set(tree->fail, errno, "making %s", path);
+    return tree_attach(tree, fd, path, false);
+}
+
+static int add_device(struct tree *tree, size_t index) {
+    char path[32];
+    snprintf(path, sizeof path, "/dev/%s", DEVICES[index].name);
+    int made = 1;
+    if (!tree->rootless)
+        made = add_own_device(tree, DEVICES[index].name,
+                              makedev(DEVICES[index].major, DEVICES[index].minor), path);
+    return made > 0 ? tree_bind(tree, path, path, true, true) : made;
+}
+
 static int add_dev(struct tree *tree) {
     if (tree_tmpfs(tree, "/dev", 0755, 1 << 20, false))
         return -1;
-    for (const char *const *name = DEVICES; *name; name++) {
-        char path[32];
-        snprintf(path, sizeof path, "/dev/%s", *name);
-        if (tree_bind(tree, path, path, false, true))
+    for (size_t i = 0; i < sizeof DEVICES / sizeof DEVICES[0]; i++)
+        if (add_device(tree, i))
             return -1;
-    }
     SUB_AUTO_FD dev = tree_resolve(tree, "/dev");
     if (dev < 0 || add_dev_links(dev))
         return fail_set(tree->fail, errno, "filling /dev");

@@ -331,17 +331,21 @@ print(subprocess.run(["/var/tmp/sh", "-pc", "id -u; grep CapEff /proc/self/statu
 @pytest.mark.parametrize(
     ("source", "stopped_by"),
     [
-        ("attempt(os.mknod, 'w', stat.S_IFCHR | 0o600, 0)", "EPERM"),
-        ("attempt(os.mknod, 'd', stat.S_IFBLK | 0o600, os.makedev(254, 0))", "EPERM"),
-        ("attempt(os.setxattr, 'kept', 'trusted.overlay.opaque', b'y')", "EPERM"),
-        ("attempt(os.setxattr, 'kept', 'trusted.overlay.redirect', b'/root')", "EPERM"),
-        ("call(316, 276, -100, b'README.md', -100, b'moved', 4)", "EINVAL"),  # RENAME_WHITEOUT
+        # Landlock is asked first, where the kernel has it.
+        ("attempt(os.mknod, 'w', stat.S_IFCHR | 0o600, 0)", {"EACCES", "EPERM"}),
+        (
+            "attempt(os.mknod, 'd', stat.S_IFBLK | 0o600, os.makedev(254, 0))",
+            {"EACCES", "EPERM"},
+        ),
+        ("attempt(os.setxattr, 'kept', 'trusted.overlay.opaque', b'y')", {"EPERM"}),
+        ("attempt(os.setxattr, 'kept', 'trusted.overlay.redirect', b'/root')", {"EPERM"}),
+        ("call(316, 276, -100, b'README.md', -100, b'moved', 4)", {"EINVAL"}),  # RENAME_WHITEOUT
     ],
 )
 def test_the_overlays_own_marks_cannot_be_forged(
-    shared: World, source: str, stopped_by: str
+    shared: World, source: str, stopped_by: set[str]
 ) -> None:
-    assert refusal(shared, source) == stopped_by
+    assert refusal(shared, source) in stopped_by
 
 
 def test_marks_of_rootless_overlays_mean_nothing_here(world: World, project: Path) -> None:

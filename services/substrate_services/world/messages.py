@@ -29,6 +29,7 @@ _STREAMS = {
     Stream.PTY: execs_pb2.OUTPUT_STREAM_PTY,
 }
 _LABELS_LIMIT = 64
+_OLDEST_LANDLOCK_ABI = 2  # see native/init/landlock.c
 _ENV_LIMIT = 4_096
 
 
@@ -255,12 +256,26 @@ def capabilities_to_proto(
         ),
         worlds_pb2.Capability(feature="kill", state="works", mode=found.kill),
     ]
+    rows.append(_landlock(found.landlock_abi))
     rows += telemetry_rows(found)
     rows += [
         worlds_pb2.Capability(feature="host", state="degraded", consequence=text)
         for text in found.problems
     ]
     return rows
+
+
+def _landlock(abi: int) -> worlds_pb2.Capability:
+    if abi >= _OLDEST_LANDLOCK_ABI:
+        return worlds_pb2.Capability(feature="landlock", state="works", mode=f"ABI {abi}")
+    return worlds_pb2.Capability(
+        feature="landlock",
+        state="missing",
+        mode=f"ABI {abi}" if abi else "",
+        consequence="the mount namespace is the only wall around a world's files",
+        fix="Linux 5.19 or newer with `landlock` among the names of /sys/kernel/security/lsm; "
+        "boot with lsm=landlock,... to add it",
+    )
 
 
 def _env(field: str, variables: Iterable[types_pb2.EnvVar]) -> dict[bytes, bytes]:

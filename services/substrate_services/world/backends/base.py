@@ -137,6 +137,7 @@ class BackendCapabilities:
     ledger_problem: str = ""
     segments_attested: bool = False  # the kernel tells who makes and removes segments
     segments_problem: str = ""
+    landlock_abi: int = 0  # 0: the kernel has none, or it is off
 
 
 class Backend(Protocol):

@@ -206,4 +206,5 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         ledger_problem=value("ledger_problem"),
         segments_attested=value("segments_attested") == "1",
         segments_problem=value("segments_problem"),
+        landlock_abi=int(value("landlock") or "0"),
     )
