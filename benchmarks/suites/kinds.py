@@ -120,6 +120,9 @@ def python() -> Suite:
     )  # fmt: skip
 
 
+_DURATION = re.compile(r"duration_ms\S* \S+")
+
+
 def node() -> Suite:
     """Node's test/parallel, each test by exit status and output."""
     tree = LAID_OUT / "node"
@@ -137,7 +140,7 @@ def node() -> Suite:
             timeout_s=60,
             env={"NODE_TEST_DIR": "/tmp"},
         )
-        printed = normalised(ran.stdout) + normalised(ran.stderr)
+        printed = _DURATION.sub("", normalised(ran.stdout) + normalised(ran.stderr))
         return {name: {"exit": _status(ran), "output": printed}}, ran.segments
 
     return Suite(

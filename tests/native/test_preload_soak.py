@@ -27,7 +27,7 @@ def _soak(*options: str) -> str:
 
 @pytest.mark.slow
 def test_what_was_published_before_sigkill_is_read_once() -> None:
-    assert "100 points" in _soak("--points", "100", "--burst", "0")
+    assert "| 100 kills |" in _soak("--points", "100", "--burst", "0")
 
 
 @pytest.mark.slow
