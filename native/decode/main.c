@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "decode.h"
+#include "serve.h"
 
 _Noreturn void die(const char *message) {
     fprintf(stderr, "substrate-decode: %s\n", message);
@@ -26,7 +27,8 @@ static const char usage[] =
     "         [--max-hosts N] [--max-processes N] [--ledger-fd N] [--classes MASK]\n"
     "         [--memory-limit BYTES] [--cpu-limit SECONDS] [--summary-fd N]\n"
     "Reads the segments in the directory open as N; events go to standard output, a summary to\n"
-    "--summary-fd (3). Times are nanoseconds; offsets are added to CLOCK_MONOTONIC.\n";
+    "--summary-fd (3). Times are nanoseconds; offsets are added to CLOCK_MONOTONIC.\n"
+    "With --serve N alone, the options of many such runs come through the socket N (serve.c).\n";
 
 enum option_number {
     OPTION_DIRFD = 256,
@@ -165,8 +167,8 @@ static void take_option(struct options *options, int option, const char *name, c
     }
 }
 
-int main(int argc, char **argv) {
-    struct options options = {
+void options_parse(struct options *options, int argc, char **argv) {
+    *options = (struct options){
         .directory = -1,
         .summary_fd = 3,
         .ledger = -1,
@@ -183,19 +185,26 @@ int main(int argc, char **argv) {
         .cpu_limit_s = 120,
     };
     int option, index = 0;
-    options.watch = allocate(((size_t)argc + 1) * sizeof(*options.watch));
+    options->watch = allocate(((size_t)argc + 1) * sizeof(*options->watch));
     while ((option = getopt_long(argc, argv, "", long_options, &index)) != -1)
-        take_option(&options, option, option >= OPTION_DIRFD ? long_options[index].name : "",
+        take_option(options, option, option >= OPTION_DIRFD ? long_options[index].name : "",
                     optarg);
-    if (options.directory < 0 || optind != argc) {
+    if (options->directory < 0 || optind != argc) {
         fputs(usage, stderr);
-        return 2;
+        exit(2);
     }
-    if (fcntl(options.summary_fd, F_GETFL) < 0) {
+    if (fcntl(options->summary_fd, F_GETFL) < 0) {
         fprintf(stderr, "substrate-decode: descriptor %d for the summary is not open\n",
-                options.summary_fd);
-        return 2;
+                options->summary_fd);
+        exit(2);
     }
+}
+
+int main(int argc, char **argv) {
+    struct options options;
+    if (argc == 3 && strcmp(argv[1], "--serve") == 0)
+        serve((int)number_between("serve", argv[2], 0, INT32_MAX));
+    options_parse(&options, argc, argv);
 
     enter_sandbox(&options);
 

@@ -9,6 +9,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -94,6 +95,7 @@ void enter_sandbox(const struct options *options) {
     limit(RLIMIT_CPU, options->cpu_limit_s);
     limit(RLIMIT_CORE, 0);
     prctl(PR_SET_DUMPABLE, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* now: a change of ids forgets it */
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         die_errno("cannot set no_new_privs");
     filter_system_calls();

@@ -28,6 +28,7 @@ from substrate_services.replay.engines.local import LocalEngine
 from substrate_services.replay.replays import Replays
 from substrate_services.replay.runner import Runner
 from substrate_services.replay.server import ReplayServicer
+from substrate_services.telemetry.decoders import Decoders
 from substrate_services.telemetry.otel import OtelProjection
 from substrate_services.trace.server import TraceServicer
 from substrate_services.world.apply import Applies
@@ -122,10 +123,13 @@ class Host:
                 f"unix:{self._paths.host_socket}", options=_CHANNEL_OPTIONS
             )
             stack.push_async_callback(channel.close)
+            decoders = Decoders()
+            decoders.start()
+            stack.push_async_callback(decoders.close)
             recorder = Recorder(
                 store=store,
                 journal=journal,
-                telemetry=SegmentTelemetry(store, backend.sync_ledger),
+                telemetry=SegmentTelemetry(store, backend.sync_ledger, decoders),
                 projection=projection,
             )
             broker = BrokerClient(channel)

@@ -20,6 +20,7 @@ from substrate_services.journal.jsontypes import Fields, JsonObject, JsonValue, 
 from substrate_services.journal.parts import process_from_json
 from substrate_services.journal.schema import Process
 from substrate_services.native_paths import NativeMissingError, native_path
+from substrate_services.telemetry.decoders import Decoders, Decoding, DecodingNotTaken
 
 __all__ = [
     "ClockOffsets",
@@ -177,6 +178,7 @@ async def decode_segments(
     limits: DecodeLimits | None = None,
     ledger_fd: int | None = None,
     classes: int | None = None,
+    decoders: Decoders | None = None,
 ) -> DecodeSummary:
     """Decode all segments in a directory.
 
@@ -196,6 +198,7 @@ async def decode_segments(
             it, what programs say is held against what the kernel says.
         classes: mask of the classes (events.h, SUB_CLASS_*) that the world was to record; a process
             that recorded others is told. Not looked at when None.
+        decoders: stand by for this; without, or where they do not take it, a program is started.
 
     Returns:
         The summary; with ``failure`` set when the decoder failed, and then without the rest.
@@ -205,40 +208,32 @@ async def decode_segments(
     """
     limits = limits or DecodeLimits()
     try:
-        program = native_path("substrate-decode")
         summary_fd = os.memfd_create("substrate-summary", os.MFD_CLOEXEC)
-    except (NativeMissingError, OSError) as error:
+    except OSError as error:
         return DecodeSummary(failure=str(error))
     try:
-        command = [str(program), *_options(segments_fd, summary_fd, ids, max_events, limits)]
+        options: list[str | bytes] = [*_options(ids, max_events, limits)]
         if root_pid is not None:
-            command += ["--root-pid", str(root_pid), "--root-after", str(root_after_ns)]
+            options += ["--root-pid", str(root_pid), "--root-after", str(root_after_ns)]
         if offsets is not None:
-            command += [f"--utc-offset={offsets.utc_ns}", f"--boot-offset={offsets.boot_ns}"]
-        fds = [segments_fd, summary_fd]
-        if ledger_fd is not None:
-            command.append(f"--ledger-fd={ledger_fd}")
-            fds.append(ledger_fd)
+            options += [f"--utc-offset={offsets.utc_ns}", f"--boot-offset={offsets.boot_ns}"]
         if classes is not None:
-            command.append(f"--classes={classes}")
-        arguments: list[str | bytes] = [*command]
+            options.append(f"--classes={classes}")
         for prefix in watch:
-            arguments += ["--watch", prefix]
-        output_bytes, failure = await _run(arguments, fds, sink, limits)
+            options += ["--watch", prefix]
+        decoding = Decoding(tuple(options), segments_fd, summary_fd, ledger_fd, limits.timeout_s)
+        taker = _Taker(sink, limits.output_bytes)
+        failure = await _run_by(decoders, decoding, taker)
         if failure:
-            return DecodeSummary(failure=failure, output_bytes=output_bytes)
-        summary = _read_summary(summary_fd, limits, output_bytes)
-        return replace(summary, output_beyond=max(0, output_bytes - limits.output_bytes))
+            return DecodeSummary(failure=failure, output_bytes=taker.total)
+        summary = _read_summary(summary_fd, limits, taker.total)
+        return replace(summary, output_beyond=max(0, taker.total - limits.output_bytes))
     finally:
         os.close(summary_fd)
 
 
-def _options(
-    segments_fd: int, summary_fd: int, ids: SpanIds, max_events: int, limits: DecodeLimits
-) -> list[str]:
+def _options(ids: SpanIds, max_events: int, limits: DecodeLimits) -> list[str]:
     return [
-        f"--dirfd={segments_fd}",
-        f"--summary-fd={summary_fd}",
         f"--session={ids.session_id}",
         f"--trace={ids.trace_id}",
         f"--span={ids.span_id}",
@@ -253,50 +248,73 @@ def _options(
     ]
 
 
-async def _run(
-    arguments: Sequence[str | bytes],
-    fds: Sequence[int],
-    sink: Callable[[bytes], None],
-    limits: DecodeLimits,
-) -> tuple[int, str]:
-    """Run the decoder; returns the bytes of its output and what went wrong, if anything."""
+class _Taker:
+    """Counts the decoder's output, and hands on what the limit allows."""
+
+    def __init__(self, sink: Callable[[bytes], None], limit_bytes: int) -> None:
+        self.total = 0
+        self._sink = sink
+        self._limit_bytes = limit_bytes
+
+    def take(self, chunk: bytes) -> None:
+        if self.total + len(chunk) <= self._limit_bytes:
+            self._sink(chunk)
+        elif self.total <= self._limit_bytes:
+            self._sink(chunk[: chunk.find(b"\n") + 1])  # the line that was begun, no more
+        self.total += len(chunk)
+
+
+async def _run_by(decoders: Decoders | None, decoding: Decoding, taker: _Taker) -> str:
+    """Have the decoder run; returns what went wrong, if anything."""
+    try:
+        if decoders is None:
+            ended, said = await _run(decoding, taker.take)
+        else:
+            try:
+                ended, said = await decoders.run(decoding, taker.take)
+            except DecodingNotTaken:
+                ended, said = await _run(decoding, taker.take)
+    except TimeoutError:
+        return f"the decoder was not done after {decoding.timeout_s:g} s"
+    except (NativeMissingError, ChildProcessError) as error:
+        return str(error)
+    return f"the decoder ended with {ended}: {said or 'no message'}" if ended else ""
+
+
+async def _run(decoding: Decoding, take: Callable[[bytes], None]) -> tuple[int, str]:
+    """Run the decoder as a program of its own; returns its exit code and what it said."""
+    program = native_path("substrate-decode")
+    arguments = decoding.options_with(
+        decoding.segments_fd, decoding.summary_fd, decoding.ledger_fd or 0
+    )
     try:
         process = await asyncio.create_subprocess_exec(
+            str(program),
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=tuple(fds),
+            pass_fds=decoding.fds,
             env={},
             limit=_CHUNK_BYTES,
         )
     except OSError as error:
-        return 0, f"cannot run substrate-decode: {error}"
+        raise ChildProcessError(f"cannot run substrate-decode: {error}") from error
     assert process.stdout is not None
     assert process.stderr is not None
     complaint = asyncio.create_task(_first_bytes(process.stderr))
-    total = 0
-    failure = ""
     try:
-        async with asyncio.timeout(limits.timeout_s):
+        async with asyncio.timeout(decoding.timeout_s):
             while chunk := await process.stdout.read(_CHUNK_BYTES):
-                if total + len(chunk) <= limits.output_bytes:
-                    sink(chunk)
-                elif total <= limits.output_bytes:
-                    sink(chunk[: chunk.find(b"\n") + 1])  # the line that was begun, no more
-                total += len(chunk)
+                take(chunk)
             await process.wait()
-    except TimeoutError:
-        failure = f"the decoder was not done after {limits.timeout_s:g} s"
     finally:
         if process.returncode is None:
             process.kill()
             # Reaped even when this task is being cancelled: a child must not outlive its reader.
             await asyncio.shield(process.wait())
         said = (await complaint).decode("utf-8", "replace").strip()
-    if not failure and process.returncode != 0:
-        failure = f"the decoder ended with {process.returncode}: {said or 'no message'}"
-    return total, failure
+    return process.returncode or 0, said
 
 
 async def _first_bytes(stream: asyncio.StreamReader) -> bytes:

@@ -21,6 +21,7 @@ from substrate_services.telemetry.decode import (
     SpanIds,
     decode_segments,
 )
+from substrate_services.telemetry.decoders import Decoders
 from substrate_services.telemetry.segments import remove_dead_segments, remove_segments
 from substrate_services.world.backends.base import BackendError, Box
 from substrate_services.world.ended import Ended
@@ -41,13 +42,18 @@ class SegmentTelemetry:
     Args:
         store: where all events of a step go.
         sync_ledger: brings a world's ledger up to date (:class:`Backend`).
+        decoders: stand by to decode.
     """
 
     def __init__(
-        self, store: ObjectStore, sync_ledger: Callable[[str, int], Awaitable[None]]
+        self,
+        store: ObjectStore,
+        sync_ledger: Callable[[str, int], Awaitable[None]],
+        decoders: Decoders | None = None,
     ) -> None:
         self._store = store
         self._sync_ledger = sync_ledger
+        self._decoders = decoders
 
     async def read(
         self, world: World, start: SpanStart, watch: Sequence[bytes], ended: Ended
@@ -73,6 +79,7 @@ class SegmentTelemetry:
             root_after_ns=max(0, began),
             ledger_fd=ledger_fd,
             classes=classes_mask(world.spec.telemetry),
+            decoders=self._decoders,
         )
         events_digest = sink.close()
         all_covered = summary.root_seen and summary.processes_covered == summary.processes_total
