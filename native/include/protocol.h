@@ -40,8 +40,9 @@ struct sub_header {
 /* ---- launcher ----------------------------------------------------------------------------- */
 
 enum sub_launcher_type {
-    SUB_L_HELLO = 0x0101,    /* - -> SUB_L_WELCOME */
-    SUB_L_CREATE = 0x0102,   /* sub_create, world_id, hostname, ops -> SUB_L_BOX | SUB_L_ERROR */
+    SUB_L_HELLO = 0x0101, /* - -> SUB_L_WELCOME */
+    /* sub_create, world_id, hostname, ops, sections -> SUB_L_BOX | SUB_L_ERROR */
+    SUB_L_CREATE = 0x0102,
     SUB_L_LIST = 0x0103,     /* - -> SUB_L_WORLDS */
     SUB_L_ATTACH = 0x0104,   /* world_id -> SUB_L_BOX | SUB_L_ERROR */
     SUB_L_REMOVE = 0x0105,   /* world_id -> SUB_L_OK; also where there is no such world */
@@ -52,6 +53,8 @@ enum sub_launcher_type {
      * any more.
      */
     SUB_L_LEDGER = 0x0107,
+    /* sub_limits, world_id -> SUB_L_OK | SUB_L_ERROR: from now on; all that is not set is unlimited */
+    SUB_L_LIMITS = 0x0108,
 
     SUB_L_WELCOME = 0x0181, /* text: "key=value\n" lines, see launcher/probe.c */
     SUB_L_BOX = 0x0182,     /* sub_box, world_id; descriptors: channel, segments, pidfd; ledger */
@@ -68,6 +71,25 @@ struct sub_create {
     uint32_t op_count;
     uint64_t segment_limit_bytes;
 };
+
+/*
+ * What came to CREATE after its first version: after the operations, each with a head. WELCOME names
+ * those that a launcher knows ("sections="); it refuses others, so that nothing is left undone.
+ */
+enum sub_section_tag { SUB_SECTION_LIMITS = 1 };
+
+struct sub_section {
+    uint32_t tag;
+    uint32_t length;
+};
+
+/* What all processes of a box may use together; 0: no limit. */
+struct sub_limits {
+    uint64_t memory_bytes;
+    uint64_t cpu_us; /* of processor time in each SUB_CPU_PERIOD_US */
+    uint64_t pids;   /* processes and threads; 0: the launcher's own number */
+};
+#define SUB_CPU_PERIOD_US 100000u
 
 enum sub_op_kind {
     SUB_OP_OVERLAY =
@@ -117,6 +139,10 @@ enum sub_init_type {
     SUB_I_STATUS = 0x0206, /* - -> a SUB_I_STATE for each exec, then SUB_I_OK */
     SUB_I_FORGET = 0x0207, /* exec_id[64] -> SUB_I_OK; SUB_I_ERROR EBUSY while it runs */
     SUB_I_PROCS = 0x0208,  /* - -> SUB_I_PROC_LIST */
+    SUB_I_FREEZE = 0x0209, /* u32 frozen, u32 zero -> SUB_I_FROZEN; asked until none is pending */
+
+    /* sub_shell_run, text, trailer, stdin bytes; descriptor: log -> STARTED | FAILED */
+    SUB_I_SHELL_RUN = 0x020a,
 
     SUB_I_WELCOME = 0x0281,   /* sub_welcome */
     SUB_I_STARTED = 0x0282,   /* sub_started */
@@ -128,6 +154,7 @@ enum sub_init_type {
     SUB_I_OK = 0x0288,
     SUB_I_ERROR = 0x0289,     /* sub_error, text */
     SUB_I_PROC_LIST = 0x028a, /* u32 count, u32 truncated, sub_proc... */
+    SUB_I_FROZEN = 0x028b,    /* u32 frozen, u32 execs that are not yet as asked */
 };
 
 enum sub_kill_mode { SUB_KILL_CGROUP = 1, SUB_KILL_SUBREAPER = 2 };
@@ -279,6 +306,9 @@ struct sub_frame {
     uint8_t stream;
     uint8_t zero[3];
     uint32_t length;
+    /* Since the second layout; inits before it end here. */
+    uint64_t oom_kills;    /* processes of this exec that the kernel ended for want of memory */
+    uint64_t pids_refused; /* processes of the box refused while this exec ran */
 };
 
 _Static_assert(sizeof(struct sub_header) == 16, "wire");
@@ -294,8 +324,10 @@ _Static_assert(sizeof(struct sub_stdin_ack) == 88, "wire");
 _Static_assert(sizeof(struct sub_signal) == 72, "wire");
 _Static_assert(sizeof(struct sub_resize) == 72, "wire");
 _Static_assert(sizeof(struct sub_output) == 72, "wire");
-_Static_assert(sizeof(struct sub_state) == 256, "wire");
+_Static_assert(sizeof(struct sub_state) == 272, "wire");
 _Static_assert(sizeof(struct sub_proc) == 96, "wire");
 _Static_assert(sizeof(struct sub_frame) == 16, "wire");
 
 #endif
+_Static_assert(sizeof(struct sub_section) == 8, "wire");
+_Static_assert(sizeof(struct sub_limits) == 24, "wire");

@@ -58,6 +58,8 @@ static struct exec *new_exec(const struct start *start) {
     for (int i = 0; i < 3; i++)
         exec->outputs[i] = -1;
     exec->stdin_fd = exec->status_fd = exec->supervisor_fd = exec->log_fd = exec->cgroup_fd = -1;
+    exec->memory_fd = -1;
+    exec->pids_refused = limits_pids_refused();
     exec->output_limit = start->head.output_limit;
     return exec;
 }
@@ -70,6 +72,7 @@ static void delete_exec(struct exec *exec) {
     sub_close_fd(&exec->supervisor_fd);
     sub_close_fd(&exec->log_fd);
     sub_close_fd(&exec->cgroup_fd);
+    sub_close_fd(&exec->memory_fd);
     free(exec->input.data);
     table[exec->index] = NULL;
     while (execs_high && !table[execs_high - 1])
@@ -112,6 +115,7 @@ static void start_new(uint32_t request, const struct start *start, int log_fd) {
         reply_failed(request, exec->id, error, SUB_STAGE_REQUEST);
         /* A child that was made nevertheless has been killed and is reaped as a stranger. */
         tree_remove(exec);
+        exec->forgotten = true;
         delete_exec(exec);
         return;
     }
@@ -246,7 +250,10 @@ static void try_finish(struct exec *exec, uint64_t now) {
     exec->state.phase = SUB_PHASE_EXITED;
     exec->dirty = (uint8_t)((exec->dirty | DIRTY_EXITED) & ~DIRTY_OUTPUT);
 }
+    exec->state.oom_kills = limits_oom_kills(exec);
+    exec->state.pids_refused = limits_pids_refused() - exec->pids_refused;
 
+    look_at_trees = true;
 static void kill_tree(struct exec *exec, uint64_t now) {
     tree_signal(exec, SIGKILL);
     exec->kill_scan_ns = now;
@@ -336,7 +343,7 @@ void execs_forget(struct exec *exec) {
 /* Whether anything of a forgotten exec is left that needs us: readers of its pipes, its cgroup. */
 static bool is_over(struct exec *exec) {
     return exec->forgotten && !exec->main_pid && !exec->supervisor_pid && !output_is_open(exec) &&
-           exec->cgroup_fd < 0;
+           exec->cgroup_fd < 0 && exec->memory_fd < 0;
 }
 
 int execs_tick(void) {
@@ -345,7 +352,7 @@ int execs_tick(void) {
         struct exec *exec = table[i];
         if (!exec)
             continue;
-        if (exec->deadline_ns && exec->deadline_ns <= now) {
+        if (exec->deadline_ns && exec->deadline_ns <= now && !limits_frozen()) {
             exec->deadline_ns = 0;
             exec->timed_out = true;
             kill_tree(exec, now);
@@ -367,7 +374,7 @@ int execs_tick(void) {
             delete_exec(exec);
             continue;
         }
-        uint64_t wake = exec->deadline_ns ? exec->deadline_ns : UINT64_MAX;
+        uint64_t wake = exec->deadline_ns && !limits_frozen() ? exec->deadline_ns : UINT64_MAX;
         bool ending = exec->main_exited && exec->state.phase != SUB_PHASE_EXITED;
         if ((killing || ending) && now + KILL_RESCAN < wake)
             wake = now + KILL_RESCAN;

@@ -28,6 +28,8 @@ struct self {
     int channel;     /* to the host */
     int cgroup_fd;   /* the box's cgroup directory; -1: subreaper mode */
     int last_pid_fd; /* /proc/sys/kernel/ns_last_pid; -1: not settable */
+    int memory_fd;   /* cgroup v1: where each exec gets a directory for its memory; -1: none */
+    int pids_fd;     /* a cgroup's directory with pids.events; -1: none */
     bool single_id;  /* only the caller's id is mapped (rootless) */
     uint64_t pid_namespace;
 };
@@ -77,7 +79,7 @@ struct exec {
     int log_fd;
     int cgroup_fd;
     uint64_t output_limit, output_kept;
-    uint64_t deadline_ns; /* monotonic; 0: none */
+    uint64_t deadline_ns; /* monotonic; 0: none. Of a frozen exec it comes later. */
     uint64_t ending_since_ns, kill_scan_ns, pty_quiet_since_ns;
     uint64_t last_note_ns;
     struct input input;
@@ -89,7 +91,8 @@ struct exec {
     bool pty_quiet; /* nobody has the terminal open; not watched until looked at again */
     bool supervisor_lost;
     bool main_exited, timed_out, killed, cgroup_gone;
-    bool forgotten; /* only drains what background processes still write */
+    bool memory_gone; /* its directory in memory_fd has been removed */
+    bool forgotten;   /* only drains what background processes still write */
 };
 
 void execs_start(uint32_t request, struct sub_packet *packet);
@@ -98,6 +101,8 @@ struct exec *execs_at(uint32_t index);
 size_t execs_count(void);
 void execs_forget(struct exec *exec);
 void execs_read_status(struct exec *exec);
+    int memory_fd;         /* its own cgroup v1 directory, or -1 */
+    uint64_t pids_refused; /* in the box, when it began */
 void execs_read_supervisor(struct exec *exec);
 void execs_reap(void);
 int execs_tick(void); /* deadlines; milliseconds until the next, or -1 */
@@ -204,3 +209,12 @@ void loop_unwatch(int fd);
 int loop_change(int fd, enum watch_kind kind, uint32_t index, uint32_t events);
 
 #endif
+int tree_enter(const struct exec *exec); /* by the child, before it is anybody else */
+/* ---- limits.c: what the kernel counted, and who may run ---------------------------------------- */
+
+uint64_t limits_oom_kills(const struct exec *exec);
+uint64_t limits_pids_refused(void);
+/* Stops, or lets go on, all execs; how many are not yet as asked. */
+uint32_t limits_freeze(bool frozen);
+bool limits_frozen(void);
+

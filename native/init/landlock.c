@@ -68,8 +68,10 @@ int landlock_enter(void) {
         (abi >= 5 && allow_path(ruleset, "/dev", FS_IOCTL_DEV)))
         return -1;
     /* Ours, and on the host's side: how execs are killed. No exec has a descriptor of it. */
-    if (self.cgroup_fd >= 0 && allow(ruleset, self.cgroup_fd, CGROUP_RIGHTS))
-        return -1;
+    const int cgroups[] = {self.cgroup_fd, self.memory_fd, self.pids_fd};
+    for (size_t i = 0; i < sizeof cgroups / sizeof cgroups[0]; i++)
+        if (cgroups[i] >= 0 && allow(ruleset, cgroups[i], CGROUP_RIGHTS))
+            return -1;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         return -1;
     return (int)syscall(SYS_landlock_restrict_self, ruleset, 0);

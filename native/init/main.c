@@ -1,4 +1,7 @@
-/* substrate-init CHANNEL CGROUP LAST_PID: descriptor numbers, -1 for none. Started by stage.c. */
+/*
+ * substrate-init CHANNEL CGROUP LAST_PID MEMORY PIDS: descriptor numbers, -1 for none. Started by
+ * stage.c.
+ */
 #include "init.h"
 
 #include <signal.h>
@@ -39,6 +42,8 @@ static void learn_self(char **arguments) {
     self.channel = take_fd(arguments[1]);
     self.cgroup_fd = take_fd(arguments[2]);
     self.last_pid_fd = take_fd(arguments[3]);
+    self.memory_fd = take_fd(arguments[4]);
+    self.pids_fd = take_fd(arguments[5]);
     struct stat status;
     if (stat("/proc/self/ns/pid", &status) == 0)
         self.pid_namespace = status.st_ino;
@@ -125,7 +130,7 @@ static void dispatch(const struct epoll_event *event, int signals) {
 }
 
 int main(int count, char **arguments) {
-    if (count != 4 || getpid() != 1) {
+    if (count != 6 || getpid() != 1) {
         fprintf(stderr, "substrate-init: started by substrate-launcher as pid 1 of a box only\n");
         return 2;
     }

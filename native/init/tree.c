@@ -12,27 +12,49 @@ static void cgroup_name(const struct exec *exec, char *out, size_t room) {
     snprintf(out, room, "e%u", exec->sequence);
 }
 
-int tree_make(struct exec *exec) {
-    if (self.cgroup_fd < 0)
+static int make_in(int parent, const char *name, int *made) {
+    if (parent < 0)
         return 0;
+    if (mkdirat(parent, name, 0700) && errno != EEXIST)
+        return -1;
+    *made = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return *made < 0 ? -1 : 0;
+}
+
+int tree_make(struct exec *exec) {
     char name[32];
     cgroup_name(exec, name, sizeof name);
-    if (mkdirat(self.cgroup_fd, name, 0700) && errno != EEXIST)
-        return -1;
-    exec->cgroup_fd = openat(self.cgroup_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return exec->cgroup_fd < 0 ? -1 : 0;
+    return make_in(self.cgroup_fd, name, &exec->cgroup_fd) ||
+                   make_in(self.memory_fd, name, &exec->memory_fd)
+               ? -1
+               : 0;
+}
+
+/* Version 2 has been entered by the clone itself. */
+int tree_enter(const struct exec *exec) {
+    if (exec->memory_fd < 0)
+        return 0;
+    SUB_AUTO_FD fd = openat(exec->memory_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+    return fd < 0 || write(fd, "0", 1) != 1 ? -1 : 0;
+}
+
+static void remove_from(int parent, const char *name, int *made, bool *gone) {
+    if (*made < 0 || *gone)
+        return;
+    if (unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT) {
+        *gone = true;
+        sub_close_fd(made);
+    }
 }
 
 /* Succeeds once nobody is left in it; tried again whenever somebody dies. */
 void tree_remove(struct exec *exec) {
-    if (exec->cgroup_fd < 0 || exec->cgroup_gone)
-        return;
     char name[32];
     cgroup_name(exec, name, sizeof name);
-    if (unlinkat(self.cgroup_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT) {
-        exec->cgroup_gone = true;
-        sub_close_fd(&exec->cgroup_fd);
-    }
+    remove_from(self.cgroup_fd, name, &exec->cgroup_fd, &exec->cgroup_gone);
+    /* Read at the exec's end what the kernel counted there, and no sooner gone. */
+    if (exec->state.phase == SUB_PHASE_EXITED || exec->forgotten)
+        remove_from(self.memory_fd, name, &exec->memory_fd, &exec->memory_gone);
 }
 
 /* ---- /proc ----------------------------------------------------------------------------------- */

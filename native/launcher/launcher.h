@@ -20,7 +20,7 @@
 #define ID_SLOTS 4096u
 /* Init runs as an id no exec has: prlimit(2) and setpriority(2) on pid 1 ask for equal ids. */
 #define INIT_ID 65535u
-/* Processes and threads of one box together. */
+/* Processes and threads of one box together, where nothing else is asked for. */
 #define BOX_PROCESSES 4096u
 
 /* ---- fail.c: an error with its place, for people -------------------------------------------- */
@@ -52,6 +52,7 @@ struct config {
     char stage_dir[4096];  /* empty directory; each staging process mounts a tmpfs on it */
     char cgroup_dir[4096]; /* "" where no cgroup v2 directory can be made */
     int cgroup_fd;
+    int cgroup_up; /* how far above our own cgroup it was made */
     const char *overlay_options[OVERLAY_OPTIONS_MAX + 1];
     char overlay_read_back[512];
     char problems[4096];      /* lines */
@@ -84,6 +85,7 @@ struct spec {
     char *hostname;
     bool range;
     uint64_t segment_limit;
+    struct sub_limits limits;
     uint32_t op_count;
     struct op *ops;
 };
@@ -93,12 +95,21 @@ void spec_free(struct spec *spec);
 
 /* ---- stage.c --------------------------------------------------------------------------------- */
 
+/* Descriptors of a box's cgroups; -1 where there is none. */
+struct box_cgroups {
+    int world;     /* version 2 */
+    int execs;     /* version 2: where the init makes one for each exec; the world's, or below it */
+    int memory;    /* version 1: the same */
+    int pids;      /* where pids.events is */
+    int attach[3]; /* version 1, by controller: cgroup.procs, for the init */
+};
+
 struct stage_request {
     const struct spec *spec;
     uint32_t id_base; /* 0: identity mapping */
     int channel_box;  /* the init's end */
     int report;       /* SOCK_SEQPACKET: struct stage_report packets */
-    int cgroup_fd;    /* the world's cgroup directory, or -1 */
+    const struct box_cgroups *cgroups;
 };
 
 enum stage_report_kind {
@@ -158,10 +169,19 @@ int overlay_mount(const char *lowers, const char *upper, const char *work,
 int tree_system_mounts(struct tree *tree, int init_pidfd, uint64_t segment_limit, int *segments_fd,
                        int *last_pid_fd);
 
-/* ---- cgroup.c -------------------------------------------------------------------------------- */
+/* ---- cgroup.c, cgroup_v1.c (cgroup.h) -------------------------------------------------------- */
 
 void cgroup_find(void);
-int cgroup_make(const char *world_id, uint32_t owner); /* directory fd, or -1 */
+/* Fills `made`, also where it fails; -1 where a limit that is asked for cannot be had. */
+int cgroup_make(const char *world_id, uint32_t owner, const struct sub_limits *limits,
+                struct box_cgroups *made, struct fail *fail);
+void cgroup_release(struct box_cgroups *made);
+/* By the stage: at once, and when the init has its namespaces. */
+int cgroup_enter(const struct box_cgroups *cgroups, pid_t init, struct fail *fail);
+int cgroup_settle(const struct box_cgroups *cgroups, pid_t init, const struct sub_limits *limits,
+                  struct fail *fail);
+int cgroup_limit(const char *world_id, const struct sub_limits *limits, struct fail *fail);
+const char *cgroup_mechanism(int controller); /* "v2", "v1", "none" */
 void cgroup_remove(const char *world_id);
 void cgroup_remove_all(void);
 
@@ -191,6 +211,7 @@ void worlds_create(struct connection *from, const struct sub_packet *packet);
 void worlds_attach(struct connection *from, const struct sub_header *header, const char *world_id);
 void worlds_sync_ledger(struct connection *from, uint32_t request, const uint8_t *payload,
                         size_t size);
+void worlds_limit(struct connection *from, uint32_t request, const uint8_t *payload, size_t size);
 void worlds_list(struct connection *to, uint32_t request);
 void worlds_remove(struct connection *from, uint32_t request, const char *world_id);
 void worlds_shutdown(struct connection *from, uint32_t request);

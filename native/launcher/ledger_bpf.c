@@ -74,7 +74,8 @@ static int find_depths(const struct kernel_offsets *offsets, struct depths *dept
     attributes.test.prog_fd = (uint32_t)loaded;
     if (bpf(BPF_PROG_TEST_RUN, &attributes))
         return fail_set(fail, errno, "bpf(PROG_TEST_RUN)");
-    depths->cgroup = (attributes.test.retval >> 16) + 2; /* substrate-<hash>, then the world's */
+    /* substrate-<hash>, then the world's */
+    depths->cgroup = (attributes.test.retval >> 16) - (uint32_t)config.cgroup_up + 2;
     depths->pid = (attributes.test.retval & 0xffff) + 1;
     return 0;
 }

@@ -1,5 +1,5 @@
 /* What this host can do, tried out once when the launcher starts. */
-#include "launcher.h"
+#include "cgroup.h"
 
 #include <dirent.h>
 #include <linux/landlock.h>
@@ -228,17 +228,20 @@ static long landlock_abi(void) {
 }
 
 size_t probe_report(char *out, size_t room) {
-    int length = snprintf(
-        out, room,
-        "protocol=%d\npid=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_options=%s\n"
-        "kill=%s\ncgroup=%s\nledger=%s\nledger_problem=%s\nsegments_attested=%d\nsegments_problem=%"
-        "s\nlandlock=%ld\n%s",
-        SUB_PROTOCOL_VERSION, getpid(), !config.is_root,
-        config.range_works ? "range"
-        : config.is_root   ? "weak"
-                           : "caller",
-        config.is_root ? "single" : "per-top-level-directory", config.overlay_read_back,
-        config.cgroup_fd >= 0 ? "cgroup.kill" : "subreaper", config.cgroup_dir, ledger_source(),
-        config.ledger_problem, ledger_attests(), config.segments_problem, landlock_abi(), config.problems);
+    int length =
+        snprintf(out, room,
+                 "protocol=%d\npid=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_options=%s\n"
+                 "kill=%s\ncgroup=%s\nsections=limits\nlimits=memory:%s,cpu:%s,pids:%s\nledger=%"
+                 "s\nledger_problem=%s\nsegments_attested=%d\nsegments_problem=%"
+                 "s\nlandlock=%ld\n%s",
+                 SUB_PROTOCOL_VERSION, getpid(), !config.is_root,
+                 config.range_works ? "range"
+                 : config.is_root   ? "weak"
+                                    : "caller",
+                 config.is_root ? "single" : "per-top-level-directory", config.overlay_read_back,
+                 config.cgroup_fd >= 0 ? "cgroup.kill" : "subreaper", config.cgroup_dir,
+                 cgroup_mechanism(CONTROLLER_MEMORY), cgroup_mechanism(CONTROLLER_CPU),
+                 cgroup_mechanism(CONTROLLER_PIDS), ledger_source(), config.ledger_problem,
+                 ledger_attests(), config.segments_problem, landlock_abi(), config.problems);
     return length < 0 ? 0 : (size_t)length < room ? (size_t)length : room - 1;
 }

@@ -83,6 +83,9 @@ static void serve(struct connection *from, const struct sub_packet *packet) {
     case SUB_L_LEDGER:
         worlds_sync_ledger(from, header->request, packet->payload, header->length);
         return;
+    case SUB_L_LIMITS:
+        worlds_limit(from, header->request, packet->payload, header->length);
+        return;
     case SUB_L_SHUTDOWN:
         worlds_shutdown(from, header->request);
         return;

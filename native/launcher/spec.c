@@ -52,6 +52,21 @@ static bool read_op(struct sub_reader *reader, struct op *op) {
     return true;
 }
 
+/* What came to CREATE later; what is not known here is not left undone, but refused. */
+static bool read_section(struct sub_reader *reader, struct spec *spec, struct fail *fail) {
+    struct sub_section head;
+    sub_get_into(reader, &head, sizeof head);
+    if (reader->bad || head.length > reader->left)
+        return false;
+    if (head.tag == SUB_SECTION_LIMITS && head.length == sizeof spec->limits) {
+        sub_get_into(reader, &spec->limits, sizeof spec->limits);
+        return true;
+    }
+    fail_set(fail, 0, "section %u of the create request (%u bytes) is not known to this launcher",
+             head.tag, head.length);
+    return false;
+}
+
 struct spec *spec_parse(const uint8_t *payload, size_t length, struct fail *fail) {
     struct sub_reader reader = {payload, length, false};
     struct sub_create head;
@@ -76,7 +91,11 @@ struct spec *spec_parse(const uint8_t *payload, size_t length, struct fail *fail
         if (!good)
             fail_set(fail, 0, "malformed mount operation %u in create request", spec->op_count - 1);
     }
-    if (good && !reader.left)
+    while (good && reader.left)
+        good = read_section(&reader, spec, fail);
+    if (!spec->limits.pids)
+        spec->limits.pids = BOX_PROCESSES;
+    if (good)
         return spec;
     fail_set(fail, 0, "malformed create request: bad world_id, hostname or trailing bytes");
     spec_free(spec);

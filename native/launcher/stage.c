@@ -225,14 +225,17 @@ static int build_init(const struct stage_request *request, int words, struct fai
     /* Changing ids cleared the death signal. */
     if (become_init_user(spec->range, fail) || follow_launcher(request->report, fail))
         return -1;
-    if (keep_across_exec(request->channel_box) || keep_across_exec(request->cgroup_fd) ||
-        keep_across_exec(last_pid_fd))
-        return fail_set(fail, errno, "keeping descriptors");
-    char channel[16], cgroup[16], last_pid[16];
-    snprintf(channel, sizeof channel, "%d", request->channel_box);
-    snprintf(cgroup, sizeof cgroup, "%d", request->cgroup_fd);
-    snprintf(last_pid, sizeof last_pid, "%d", last_pid_fd);
-    char *arguments[] = {"substrate-init", channel, cgroup, last_pid, NULL};
+    const struct box_cgroups *cgroups = request->cgroups;
+    const int kept[] = {request->channel_box, cgroups->execs, last_pid_fd, cgroups->memory,
+                        cgroups->pids};
+    char numbers[5][16];
+    char *arguments[] = {"substrate-init", numbers[0], numbers[1], numbers[2],
+                         numbers[3],       numbers[4], NULL};
+    for (size_t i = 0; i < 5; i++) {
+        if (keep_across_exec(kept[i]))
+            return fail_set(fail, errno, "keeping descriptors");
+        snprintf(numbers[i], sizeof numbers[i], "%d", kept[i]);
+    }
     char *environment[] = {NULL};
     syscall(SYS_execveat, config.init_fd, "", arguments, environment, AT_EMPTY_PATH);
     return fail_set(fail, errno, "executing substrate-init");
@@ -302,18 +305,20 @@ static int pivot(struct tree *tree) {
  * 65,536 ids to count for, cannot get around. So the maker is the box's own root for a moment; with
  * NO_SETUID_FIXUP our capabilities stay.
  */
-static int clone_counted(uint32_t id, uint64_t flags, int *pidfd, int cgroup_fd, pid_t *child,
-                         struct fail *fail) {
+static int clone_counted(const struct stage_request *request, uint64_t flags, int *pidfd,
+                         pid_t *child, struct fail *fail) {
+    uint32_t id = request->id_base;
     struct rlimit before, limit;
     if (getrlimit(RLIMIT_NPROC, &before))
         return fail_set(fail, errno, "getrlimit");
     limit = before;
-    if (limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > BOX_PROCESSES)
-        limit.rlim_cur = BOX_PROCESSES;
+    /* With a cgroup that counts, which can be told otherwise while the box lives, not here too. */
+    if (request->cgroups->pids < 0 && limit.rlim_cur > request->spec->limits.pids)
+        limit.rlim_cur = request->spec->limits.pids;
     if (setrlimit(RLIMIT_NPROC, &limit) ||
         prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) || setresuid(id, id, 0))
         return fail_set(fail, errno, "limiting processes");
-    *child = (pid_t)clone_process(flags, pidfd, cgroup_fd);
+    *child = (pid_t)clone_process(flags, pidfd, request->cgroups->world);
     int error = errno;
     if (*child != 0 && (setresuid(0, 0, 0) || prctl(PR_SET_SECUREBITS, 0, 0, 0, 0) ||
                         setrlimit(RLIMIT_NPROC, &before)))
@@ -335,8 +340,8 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
     int pidfd = -1;
     uint64_t flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_PARENT | CLONE_PIDFD;
     if (!request->spec->range)
-        *init = (pid_t)clone_process(flags, &pidfd, request->cgroup_fd);
-    else if (clone_counted(request->id_base, flags, &pidfd, request->cgroup_fd, init, fail))
+        *init = (pid_t)clone_process(flags, &pidfd, request->cgroups->world);
+    else if (clone_counted(request, flags, &pidfd, init, fail))
         return -1;
     if (*init < 0)
         return fail_set(fail, errno, "clone3(NEWUSER|NEWPID)");
@@ -347,6 +352,8 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
     close(words[1]);
     struct stage_report message = {.kind = STAGE_INIT_PID, .init_pid = *init};
     report(request->report, &message, NULL, 0);
+    if (cgroup_enter(request->cgroups, *init, fail))
+        return -1;
 
     char pid[16], path[32];
     snprintf(pid, sizeof pid, "%d", *init);
@@ -374,6 +381,8 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
         return -1;
     if (await_word(words[0], WORD_NAMESPACES, NULL))
         return fail_set(fail, 0, "the init ended early");
+    if (cgroup_settle(request->cgroups, *init, &request->spec->limits, fail))
+        return -1;
     if (tree_system_mounts(&tree, pidfd, request->spec->segment_limit, &segments, &last_pid) ||
         pivot(&tree))
         return -1;
@@ -391,7 +400,18 @@ static int compare_fds(const void *a, const void *b) {
 
 /* The launcher's descriptors (other boxes' channels among them) are none of this box's business. */
 static void close_others(const struct stage_request *request) {
-    int kept[] = {2, request->report, request->channel_box, request->cgroup_fd, config.init_fd};
+    const struct box_cgroups *cgroups = request->cgroups;
+    int kept[] = {2,
+                  request->report,
+                  request->channel_box,
+                  config.init_fd,
+                  cgroups->world,
+                  cgroups->execs,
+                  cgroups->memory,
+                  cgroups->pids,
+                  cgroups->attach[0],
+                  cgroups->attach[1],
+                  cgroups->attach[2]};
     size_t count = sizeof kept / sizeof kept[0];
     qsort(kept, count, sizeof kept[0], compare_fds);
     for (size_t i = 0; i < count; i++) {

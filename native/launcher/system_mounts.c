@@ -26,8 +26,10 @@ static const char *const PROC_HIDDEN[] = {"/proc/acpi",
                                           "/proc/timer_list",
                                           "/proc/timer_stats",
                                           NULL};
+/* An undumpable process's files belong to root of the box, who could offer the init to the kernel's
+ * OOM killer (/proc/1/oom_score_adj). */
 static const char *const PROC_READ_ONLY[] = {
-    "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", NULL};
+    "/proc/1", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", NULL};
 static const char *const SYS_HIDDEN[] = {"/sys/firmware", "/sys/devices/virtual/powercap", NULL};
 static const struct {
     const char *name;

@@ -168,14 +168,22 @@ static int launch(struct world *world, const struct spec *spec, struct fail *fai
         return fail_set(fail, errno, "socketpair");
     world->report = report[0];
     SUB_AUTO_FD report_box = report[1];
-    SUB_AUTO_FD cgroup = cgroup_make(world->id, spec->range ? id_base(world) + INIT_ID : 0);
-    world->ledger = ledger_open(cgroup); /* before anybody is in there */
+    struct box_cgroups cgroups;
+    if (cgroup_make(world->id, spec->range ? id_base(world) + INIT_ID : 0, &spec->limits, &cgroups,
+                    fail)) {
+        cgroup_release(&cgroups);
+        return -1;
+    }
+    world->ledger = ledger_open(cgroups.world); /* before anybody is in there */
     struct stage_request request = {.spec = spec,
                                     .id_base = id_base(world),
                                     .channel_box = channel_box,
                                     .report = report_box,
-                                    .cgroup_fd = cgroup};
+                                    .cgroups = &cgroups};
     world->stage = stage_start(&request);
+    int error = errno;
+    cgroup_release(&cgroups);
+    errno = error;
     if (world->stage < 0) {
         world->stage = 0;
         return fail_set(fail, errno, "clone3(NEWNS%s)", config.is_root ? "" : "|NEWUSER");
@@ -387,6 +395,24 @@ void worlds_sync_ledger(struct connection *from, uint32_t request, const uint8_t
         return;
     }
     fail_set(&fail, ENOENT, "ledger of world %s", id ? id : "");
+    server_reply_fail(from, request, &fail);
+}
+
+void worlds_limit(struct connection *from, uint32_t request, const uint8_t *payload, size_t size) {
+    struct sub_reader reader = {payload, size, false};
+    struct fail fail = {.op = -1};
+    struct sub_limits limits;
+    sub_get_into(&reader, &limits, sizeof limits);
+    if (!limits.pids)
+        limits.pids = BOX_PROCESSES;
+    SUB_AUTO_STRING id = sub_get_string(&reader);
+    struct world *world = id && sub_id_is_valid(id) ? find(id) : NULL;
+    if (!world || !world->live || world->removing)
+        fail_set(&fail, ENOENT, "world %s", id ? id : "");
+    else if (cgroup_limit(world->id, &limits, &fail) == 0) {
+        server_reply(from, SUB_L_OK, request, NULL, 0, NULL, 0);
+        return;
+    }
     server_reply_fail(from, request, &fail);
 }
 

@@ -7,13 +7,14 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 from substrate_services.journal.schema import LedgerSource
 from substrate_services.world.backends.base import (
     Box,
+    BoxLimits,
     BoxSpec,
     MountOp,
     Overlay,
@@ -219,13 +220,17 @@ async def launcher(
 
 @contextlib.asynccontextmanager
 async def guest(
-    directory: Path, *more: MountOp, backend: NativeBackend | None = None
+    directory: Path,
+    *more: MountOp,
+    backend: NativeBackend | None = None,
+    limits: BoxLimits | None = None,
 ) -> AsyncIterator[Guest]:
     """A box with a connected init."""
     async with contextlib.AsyncExitStack() as stack:
         if backend is None:
             backend = await stack.enter_async_context(launcher(directory))
-        box = await backend.create(box_spec(directory, "wld_test", *more))
+        spec = box_spec(directory, "wld_test", *more)
+        box = await backend.create(replace(spec, limits=limits or spec.limits))
         made = talk(backend, box, directory)
         stack.callback(let_go, made)
         await made.client.connect()

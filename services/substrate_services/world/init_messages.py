@@ -13,6 +13,7 @@ from substrate_services.world.wire import WireError, fixed_id, parse_id, string
 _START = struct.Struct("<IIiiHHIIIqQQ64s")
 _RLIMIT = struct.Struct("<QQQ")
 _STATE = struct.Struct("<64sIIiiiIIi20Q")
+_COUNTED = struct.Struct("<QQ")  # after _STATE, from inits that count it
 _INFINITY = (1 << 64) - 1
 
 
@@ -235,6 +236,8 @@ class ExecState:
         lost: somebody in the world killed the exec's supervisor; the status is unknown.
         remaining: processes of this exec that live on (background children).
         out_bytes: produced on stdout, stderr and the terminal, kept or not.
+        oom_kills: processes of this exec that the kernel ended for want of memory.
+        pids_refused: processes of the world that were refused while this exec ran.
     """
 
     exec_id: str
@@ -258,6 +261,8 @@ class ExecState:
     usage: Usage
     stdin_received: int
     stdin_written: int
+    oom_kills: int = 0
+    pids_refused: int = 0
 
     @classmethod
     def decode(cls, payload: bytes) -> ExecState:
@@ -265,6 +270,8 @@ class ExecState:
         values = unpack(_STATE, payload)
         raw_id, phase, reason, pid, exit_code, signo, flags, remaining, log_errno = values[:9]
         numbers = values[9:]
+        counted = payload[_STATE.size :]
+        oom_kills, pids_refused = unpack(_COUNTED, counted) if counted else (0, 0)
         try:
             kind, why = Phase(phase), Reason(reason)
         except ValueError as error:
@@ -291,6 +298,8 @@ class ExecState:
             usage=Usage(*numbers[9:18]),
             stdin_received=numbers[18],
             stdin_written=numbers[19],
+            oom_kills=oom_kills,
+            pids_refused=pids_refused,
         )
 
 

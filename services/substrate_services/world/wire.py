@@ -41,6 +41,7 @@ class LauncherType(IntEnum):
     REMOVE = 0x0105
     SHUTDOWN = 0x0106
     LEDGER = 0x0107
+    LIMITS = 0x0108
     WELCOME = 0x0181
     BOX = 0x0182
     WORLDS = 0x0183
@@ -60,6 +61,7 @@ class InitType(IntEnum):
     STATUS = 0x0206
     FORGET = 0x0207
     PROCS = 0x0208
+    FREEZE = 0x0209
     WELCOME = 0x0281
     STARTED = 0x0282
     FAILED = 0x0283
@@ -70,6 +72,7 @@ class InitType(IntEnum):
     OK = 0x0288
     ERROR = 0x0289
     PROC_LIST = 0x028A
+    FROZEN = 0x028B
 
 
 class WireError(Exception):

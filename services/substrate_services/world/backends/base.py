@@ -7,7 +7,8 @@ backend only makes boxes, finds those that outlived the host process, and takes 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from substrate_services.journal.schema import LedgerSource
@@ -86,6 +87,15 @@ MountOp = Overlay | Bind | Tmpfs | MaskFile | MaskDir | Grab | Place | Symlink
 
 
 @dataclass(frozen=True, slots=True)
+class BoxLimits:
+    """What all processes of a box may use together; None is no limit."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BoxSpec:
     """The box to make: its mounts in order, and who its processes are.
 
@@ -101,6 +111,7 @@ class BoxSpec:
     # "caller": identity mapping of the host process's uid (rootless, or root on an old kernel);
     # "range": 65,536 ids mapped to an unprivileged range, layers id-mapped (host is root).
     id_mapping: Literal["caller", "range"] = "range"
+    limits: BoxLimits = BoxLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +142,8 @@ class BackendCapabilities:
     overlay: str  # e.g. "single", "per-top-level-directory"
     overlay_options: tuple[str, ...]
     kill: Literal["cgroup.kill", "subreaper"]
+    # How each limit is enforced: a cgroup's version, or not at all.
+    limits: Mapping[str, Literal["v2", "v1", "none"]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # one line each: what is missing, the consequence, the fix
     # Where what the kernel tells of processes comes from, and why not from the best source.
     ledger: LedgerSource = "none"
@@ -160,6 +173,9 @@ class Backend(Protocol):
 
     async def remove(self, world_id: str) -> None:
         """Kill everything in the box and unmount it. Idempotent."""
+
+    async def limit(self, world_id: str, limits: BoxLimits) -> None:
+        """Change the limits of a living box. Raises BackendError where one cannot be set."""
 
     async def sync_ledger(self, world_id: str, from_ns: int) -> None:
         """Return once the box's ledger holds all that has happened; see :class:`Box`.

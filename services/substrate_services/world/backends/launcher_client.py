@@ -8,7 +8,7 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from substrate_services.native_paths import native_path
@@ -17,6 +17,7 @@ from substrate_services.world.backends.base import (
     BackendUnavailable,
     Bind,
     Box,
+    BoxLimits,
     BoxSpec,
     Grab,
     MaskDir,
@@ -39,14 +40,26 @@ from substrate_services.world.wire import (
 
 _CREATE = struct.Struct("<IIQ")
 _OP = struct.Struct("<BBHIQ")
+_SECTION = struct.Struct("<II")
+_LIMITS = struct.Struct("<QQQ")
+_SECTION_LIMITS = 1
+_CPU_PERIOD_US = 100_000
 _BOX = struct.Struct("<iI")
 _ERROR = struct.Struct("<ii")
 _GONE = struct.Struct("<iI")
 _READ_ONLY = 1
 
 
-def encode_spec(spec: BoxSpec) -> bytes:
-    """A BoxSpec as SUB_L_CREATE carries it."""
+def encode_spec(spec: BoxSpec, sections: Collection[str] = ()) -> bytes:
+    """A BoxSpec as SUB_L_CREATE carries it.
+
+    Args:
+        spec: the box.
+        sections: what the launcher knows beyond the first version, as WELCOME names it.
+
+    Raises:
+        BackendError: the box needs more than the launcher knows.
+    """
     mapping = 1 if spec.id_mapping == "range" else 0
     parts = [
         _CREATE.pack(mapping, len(spec.mounts), spec.segment_limit_bytes),
@@ -54,7 +67,20 @@ def encode_spec(spec: BoxSpec) -> bytes:
         string(spec.hostname.encode()),
     ]
     parts += [_encode_op(op) for op in spec.mounts]
+    if "limits" in sections:
+        limits = _encode_limits(spec.limits)
+        parts.append(_SECTION.pack(_SECTION_LIMITS, len(limits)) + limits)
+    elif spec.limits.memory_bytes is not None or spec.limits.cpus is not None:
+        raise BackendError(
+            "the launcher that runs is older than this host and knows no limits; remove its worlds "
+            "(substrate world rm --all), and it ends by itself"
+        )
     return b"".join(parts)
+
+
+def _encode_limits(limits: BoxLimits) -> bytes:
+    cpu_us = round((limits.cpus or 0) * _CPU_PERIOD_US)
+    return _LIMITS.pack(limits.memory_bytes or 0, cpu_us, limits.pids or 0)
 
 
 def _encode_op(op: MountOp) -> bytes:
@@ -157,6 +183,7 @@ class LauncherClient:
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._requests = itertools.count(1)
+        self._sections: Collection[str] = ()
         self._pending: dict[int, asyncio.Future[Packet]] = {}
         self._connection = Connection(sock, on_packet=self._take, on_lost=self._lost)
 
@@ -172,13 +199,17 @@ class LauncherClient:
         for line in packet.payload.decode(errors="replace").splitlines():
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value)
+        self._sections = frozenset(",".join(found.get("sections", ())).split(","))
         return found
 
     async def create(self, spec: BoxSpec) -> Box:
         """Make a box. Raises BackendError."""
         return self._box(
             await self._ask(
-                LauncherType.CREATE, encode_spec(spec), LauncherType.BOX, flags=WANTS_LEDGER
+                LauncherType.CREATE,
+                encode_spec(spec, self._sections),
+                LauncherType.BOX,
+                flags=WANTS_LEDGER,
             )
         )
 
@@ -208,6 +239,11 @@ class LauncherClient:
         """
         payload = struct.pack("<Q", from_ns) + string(world_id.encode())
         await self._ask(LauncherType.LEDGER, payload, LauncherType.OK)
+
+    async def limit(self, world_id: str, limits: BoxLimits) -> None:
+        """Change the limits of a living box. Raises BackendError where one cannot be set."""
+        payload = _encode_limits(limits) + string(world_id.encode())
+        await self._ask(LauncherType.LIMITS, payload, LauncherType.OK)
 
     async def remove(self, world_id: str) -> None:
         """Kill everything in a box; returns when it is gone. Idempotent."""

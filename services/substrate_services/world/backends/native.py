@@ -14,6 +14,7 @@ from substrate_services.world.backends.base import (
     BackendError,
     BackendUnavailable,
     Box,
+    BoxLimits,
     BoxSpec,
 )
 from substrate_services.world.backends.launcher_client import (
@@ -145,6 +146,10 @@ class NativeBackend:
             if not client.closed:
                 raise
 
+    async def limit(self, world_id: str, limits: BoxLimits) -> None:
+        """See :class:`Backend`."""
+        await self._launcher().limit(world_id, limits)
+
     async def sync_ledger(self, world_id: str, from_ns: int) -> None:
         """See :class:`Backend`."""
         await self._launcher().sync_ledger(world_id, from_ns)
@@ -201,6 +206,7 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         overlay=value("overlay"),
         overlay_options=tuple(filter(None, value("overlay_options").split(","))),
         kill="cgroup.kill" if value("kill") == "cgroup.kill" else "subreaper",
+        limits=_limits(value("limits")),
         problems=tuple(found.get("problem", ())),
         ledger=ledger,
         ledger_problem=value("ledger_problem"),
@@ -208,3 +214,12 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         segments_problem=value("segments_problem"),
         landlock_abi=int(value("landlock") or "0"),
     )
+
+
+def _limits(text: str) -> dict[str, Literal["v2", "v1", "none"]]:
+    """ "memory:v1,cpu:v2,pids:none" by name; a launcher from before it says nothing."""
+    found: dict[str, Literal["v2", "v1", "none"]] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, mechanism = entry.partition(":")
+        found[name] = "v2" if mechanism == "v2" else "v1" if mechanism == "v1" else "none"
+    return found
