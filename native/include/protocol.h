@@ -286,6 +286,9 @@ struct sub_state {
     uint64_t minor_faults, major_faults, in_blocks, out_blocks;
     uint64_t voluntary_switches, involuntary_switches;
     uint64_t stdin_received, stdin_written;
+    /* Since the second layout; inits before it end here. */
+    uint64_t oom_kills;    /* processes of this exec that the kernel ended for want of memory */
+    uint64_t pids_refused; /* processes of the box refused while this exec ran */
 };
 
 struct sub_proc {
@@ -306,13 +309,12 @@ struct sub_frame {
     uint8_t stream;
     uint8_t zero[3];
     uint32_t length;
-    /* Since the second layout; inits before it end here. */
-    uint64_t oom_kills;    /* processes of this exec that the kernel ended for want of memory */
-    uint64_t pids_refused; /* processes of the box refused while this exec ran */
 };
 
 _Static_assert(sizeof(struct sub_header) == 16, "wire");
 _Static_assert(sizeof(struct sub_create) == 16, "wire");
+_Static_assert(sizeof(struct sub_section) == 8, "wire");
+_Static_assert(sizeof(struct sub_limits) == 24, "wire");
 _Static_assert(sizeof(struct sub_op) == 16, "wire");
 _Static_assert(sizeof(struct sub_welcome) == 40, "wire");
 _Static_assert(sizeof(struct sub_start) == 120, "wire");
@@ -329,5 +331,3 @@ _Static_assert(sizeof(struct sub_proc) == 96, "wire");
 _Static_assert(sizeof(struct sub_frame) == 16, "wire");
 
 #endif
-_Static_assert(sizeof(struct sub_section) == 8, "wire");
-_Static_assert(sizeof(struct sub_limits) == 24, "wire");

@@ -197,6 +197,18 @@ static void take_forget(struct sub_reader *reader, uint32_t request) {
     answer(request, 0, "forget"); /* also where it is not known: idempotent */
 }
 
+static void take_freeze(struct sub_reader *reader, uint32_t request) {
+    uint32_t wanted[2], answer_words[2];
+    sub_get_into(reader, wanted, sizeof wanted);
+    if (reader->bad) {
+        channel_error(request, EINVAL, "freeze");
+        return;
+    }
+    answer_words[1] = limits_freeze(wanted[0] != 0);
+    answer_words[0] = limits_frozen();
+    channel_reply(SUB_I_FROZEN, request, answer_words, sizeof answer_words);
+}
+
 static void serve(struct sub_packet *packet) {
     uint32_t request = packet->header.request;
     struct sub_reader reader = {packet->payload, packet->header.length, false};
@@ -211,18 +223,6 @@ static void serve(struct sub_packet *packet) {
         return;
     case SUB_I_STDIN:
         take_stdin(&reader, request);
-static void take_freeze(struct sub_reader *reader, uint32_t request) {
-    uint32_t wanted[2], answer_words[2];
-    sub_get_into(reader, wanted, sizeof wanted);
-    if (reader->bad) {
-        channel_error(request, EINVAL, "freeze");
-        return;
-    }
-    answer_words[1] = limits_freeze(wanted[0] != 0);
-    answer_words[0] = limits_frozen();
-    channel_reply(SUB_I_FROZEN, request, answer_words, sizeof answer_words);
-}
-
         return;
     case SUB_I_SIGNAL:
         take_signal(&reader, request);
@@ -238,6 +238,9 @@ static void take_freeze(struct sub_reader *reader, uint32_t request) {
         return;
     case SUB_I_PROCS:
         send_processes(request);
+        return;
+    case SUB_I_FREEZE:
+        take_freeze(&reader, request);
         return;
     default:
         channel_error(request, ENOSYS, "unknown request");
@@ -256,9 +259,6 @@ void channel_read(void) {
         } else if (got < 0 && errno == EAGAIN) {
             return;
         } else {
-    case SUB_I_FREEZE:
-        take_freeze(&reader, request);
-        return;
             _exit(0); /* launcher and host are both gone: nobody can ever ask again */
         }
     }

@@ -114,8 +114,8 @@ static void start_new(uint32_t request, const struct start *start, int log_fd) {
         int error = errno;
         reply_failed(request, exec->id, error, SUB_STAGE_REQUEST);
         /* A child that was made nevertheless has been killed and is reaped as a stranger. */
-        tree_remove(exec);
         exec->forgotten = true;
+        tree_remove(exec);
         delete_exec(exec);
         return;
     }
@@ -247,13 +247,13 @@ static void try_finish(struct exec *exec, uint64_t now) {
     exec->state.remaining = tree_count(exec);
     exec->state.stdin_received = exec->input.received;
     exec->state.stdin_written = exec->input.written;
-    exec->state.phase = SUB_PHASE_EXITED;
-    exec->dirty = (uint8_t)((exec->dirty | DIRTY_EXITED) & ~DIRTY_OUTPUT);
-}
     exec->state.oom_kills = limits_oom_kills(exec);
     exec->state.pids_refused = limits_pids_refused() - exec->pids_refused;
-
+    exec->state.phase = SUB_PHASE_EXITED;
     look_at_trees = true;
+    exec->dirty = (uint8_t)((exec->dirty | DIRTY_EXITED) & ~DIRTY_OUTPUT);
+}
+
 static void kill_tree(struct exec *exec, uint64_t now) {
     tree_signal(exec, SIGKILL);
     exec->kill_scan_ns = now;

@@ -78,6 +78,8 @@ struct exec {
     int supervisor_fd;
     int log_fd;
     int cgroup_fd;
+    int memory_fd;         /* its own cgroup v1 directory, or -1 */
+    uint64_t pids_refused; /* in the box, when it began */
     uint64_t output_limit, output_kept;
     uint64_t deadline_ns; /* monotonic; 0: none. Of a frozen exec it comes later. */
     uint64_t ending_since_ns, kill_scan_ns, pty_quiet_since_ns;
@@ -101,8 +103,6 @@ struct exec *execs_at(uint32_t index);
 size_t execs_count(void);
 void execs_forget(struct exec *exec);
 void execs_read_status(struct exec *exec);
-    int memory_fd;         /* its own cgroup v1 directory, or -1 */
-    uint64_t pids_refused; /* in the box, when it began */
 void execs_read_supervisor(struct exec *exec);
 void execs_reap(void);
 int execs_tick(void); /* deadlines; milliseconds until the next, or -1 */
@@ -176,6 +176,7 @@ void input_close(struct exec *exec);
 /* ---- tree.c ---------------------------------------------------------------------------------- */
 
 int tree_make(struct exec *exec);
+int tree_enter(const struct exec *exec); /* by the child, before it is anybody else */
 void tree_remove(struct exec *exec);
 int tree_signal(struct exec *exec, int signo);
 uint32_t tree_count(struct exec *exec);
@@ -183,6 +184,14 @@ uint32_t tree_count(struct exec *exec);
 size_t tree_list(struct sub_proc *out, size_t room, bool *truncated);
 uint64_t process_start_ticks(pid_t pid);
 size_t tree_kill_strays(void);
+
+/* ---- limits.c: what the kernel counted, and who may run ---------------------------------------- */
+
+uint64_t limits_oom_kills(const struct exec *exec);
+uint64_t limits_pids_refused(void);
+/* Stops, or lets go on, all execs; how many are not yet as asked. */
+uint32_t limits_freeze(bool frozen);
+bool limits_frozen(void);
 
 /* ---- channel.c ------------------------------------------------------------------------------- */
 
@@ -209,12 +218,3 @@ void loop_unwatch(int fd);
 int loop_change(int fd, enum watch_kind kind, uint32_t index, uint32_t events);
 
 #endif
-int tree_enter(const struct exec *exec); /* by the child, before it is anybody else */
-/* ---- limits.c: what the kernel counted, and who may run ---------------------------------------- */
-
-uint64_t limits_oom_kills(const struct exec *exec);
-uint64_t limits_pids_refused(void);
-/* Stops, or lets go on, all execs; how many are not yet as asked. */
-uint32_t limits_freeze(bool frozen);
-bool limits_frozen(void);
-

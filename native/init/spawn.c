@@ -88,6 +88,11 @@ static int clone_exec(struct exec *exec, const struct start *start, const struct
     if (pid < 0)
         return -1;
     if (pid == 0) {
+        if (tree_enter(exec)) {
+            struct spawn_failure failure = {.error = errno, .stage = SUB_STAGE_SETUP};
+            (void)!write(status_end, &failure, sizeof failure);
+            _exit(127);
+        }
         if (supervised)
             supervisor_run(start, stdio, status_end, report_end);
         child_run(start, stdio, status_end);
@@ -101,11 +106,6 @@ static int clone_exec(struct exec *exec, const struct start *start, const struct
     return 0;
 }
 
-        if (tree_enter(exec)) {
-            struct spawn_failure failure = {.error = errno, .stage = SUB_STAGE_SETUP};
-            (void)!write(status_end, &failure, sizeof failure);
-            _exit(127);
-        }
 static int watch(struct exec *exec) {
     static const enum watch_kind kinds[3] = {WATCH_OUT, WATCH_ERR, WATCH_PTY};
     for (int i = 0; i < 3; i++)

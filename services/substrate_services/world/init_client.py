@@ -79,10 +79,10 @@ _OUTPUT = struct.Struct("<64sQ")
 _ERROR = struct.Struct("<ii")
 _PROC = struct.Struct("<64siiQ16s")
 _PROC_HEAD = struct.Struct("<II")
-
-
 _FREEZE = struct.Struct("<II")
 _FREEZE_LOOKS = 60  # some 5 s
+
+
 @dataclass(slots=True)
 class _StdinState:
     """Bytes the caller wants written: what init has taken and where it closed."""
@@ -282,6 +282,27 @@ class InitClient:
             found.append(Process(parse_id(raw_id), pid, ppid, ticks, comm.rstrip(b"\0")))
         return found
 
+    async def freeze(self, *, frozen: bool) -> None:
+        """Stop everything that execs of the world have started, or let it go on. Idempotent.
+
+        Returns once nothing runs. Time-outs do not run meanwhile.
+
+        Raises:
+            InitError: EOPNOTSUPP an init from before it; ETIMEDOUT some processes do not stop (they
+                wait for a file system, say), and all go on.
+            InitGone: the world ended.
+        """
+        for attempt in range(_FREEZE_LOOKS):
+            packet, _ = await self._ask(InitType.FREEZE, _FREEZE.pack(frozen, 0))
+            if packet.type != InitType.FROZEN:
+                raise self._refusal("freeze", packet)
+            _, pending = unpack(_FREEZE, packet.payload)
+            if not pending or not frozen:
+                return
+            await asyncio.sleep(min(0.001 * 2**attempt, 0.1))
+        await self.freeze(frozen=False)
+        raise InitError("freeze", errno.ETIMEDOUT)
+
     def close(self) -> None:
         """End the conversation; the world goes on."""
         self._gone = True
@@ -304,27 +325,6 @@ class InitClient:
             self._send(kind, request, payload, fds)
             return await future
         finally:
-    async def freeze(self, *, frozen: bool) -> None:
-        """Stop everything that execs of the world have started, or let it go on. Idempotent.
-
-        Returns once nothing runs. Time-outs do not run meanwhile.
-
-        Raises:
-            InitError: EOPNOTSUPP an init from before it; ETIMEDOUT some processes do not stop (they
-                wait for a file system, say), and all go on.
-            InitGone: the world ended.
-        """
-        for attempt in range(_FREEZE_LOOKS):
-            packet, _ = await self._ask(InitType.FREEZE, _FREEZE.pack(frozen, 0))
-            if packet.type != InitType.FROZEN:
-                raise self._refusal("freeze", packet)
-            _, pending = unpack(_FREEZE, packet.payload)
-            if not pending or not frozen:
-                return
-            await asyncio.sleep(min(0.001 * 2**attempt, 0.1))
-        await self.freeze(frozen=False)
-        raise InitError("freeze", errno.ETIMEDOUT)
-
             self._pending.pop(request, None)
 
     async def _ask_ok(self, what: str, kind: InitType, payload: bytes) -> None:

@@ -62,6 +62,7 @@ class InitType(IntEnum):
     FORGET = 0x0207
     PROCS = 0x0208
     FREEZE = 0x0209
+    SHELL_RUN = 0x020A
     WELCOME = 0x0281
     STARTED = 0x0282
     FAILED = 0x0283
