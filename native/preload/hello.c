@@ -255,7 +255,7 @@ void sub_write_exec_hello(uint32_t umask) {
         fields += sub_field_size((size_t)cwd_length);
     if (exe_length > 0)
         fields += sub_field_size((size_t)exe_length);
-    for (char **variable = environ; variable != NULL && *variable != NULL; variable++) {
+    for (char **variable = sub_environment; variable != NULL && *variable != NULL; variable++) {
         size_t length = strlen(*variable);
         digest += sub_hash_variable(*variable, length);
         if (variable_count < IDENTIFIERS && length < 256 && is_identifier(*variable)) {

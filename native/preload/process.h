@@ -28,6 +28,7 @@ extern char sub_preload_path[SUB_DIRECTORY_MAX];
 extern char sub_directory_variable[sizeof(SUB_SEGMENT_VARIABLE) + SUB_DIRECTORY_MAX];
 extern char **sub_arguments;
 extern int sub_argument_count;
+extern char **sub_environment; /* as the image was started with */
 
 long sub_make_segment(const struct sub_identity *self, uint32_t chain, uint32_t index,
                       uint64_t size, struct new_segment *made);

@@ -14,6 +14,7 @@
 #include "system.h"
 
 uint32_t sub_classes = SUB_CLASS_ALL;
+char **sub_environment;
 char sub_directory_variable[sizeof(SUB_SEGMENT_VARIABLE) + SUB_DIRECTORY_MAX];
 char sub_preload_path[SUB_DIRECTORY_MAX];
 
@@ -43,7 +44,7 @@ static void read_environment(void) {
     static const char preload[] = "LD_PRELOAD=";
     if (getauxval(AT_SECURE) != 0)
         return; /* who runs a set-id program does not choose where it writes */
-    for (char **entry = environ; entry != NULL && *entry != NULL; entry++) {
+    for (char **entry = sub_environment; entry != NULL && *entry != NULL; entry++) {
         if (strncmp(*entry, ours, sizeof(ours) - 1) == 0)
             take_directory(*entry, *entry + sizeof(ours) - 1);
         else if (strncmp(*entry, preload, sizeof(preload) - 1) == 0)
@@ -53,9 +54,9 @@ static void read_environment(void) {
 
 /* The arguments lie in front of the first environment, their number in front of them. */
 static void find_arguments(void) {
-    char **end = environ - 1;
-    if (sub_arguments != NULL || environ == NULL || *end != NULL)
+    if (sub_arguments != NULL || sub_environment == NULL || sub_environment[-1] != NULL)
         return;
+    char **end = sub_environment - 1;
     for (int count = 0; count < 1 << 20; count++) {
         if ((uintptr_t)end[-1 - count] == (uintptr_t)count) {
             sub_arguments = end - count;
@@ -63,6 +64,26 @@ static void find_arguments(void) {
             return;
         }
     }
+}
+
+#ifdef __GLIBC__
+extern void *__libc_stack_end __attribute__((weak)); /* ld.so's: where the arguments begin */
+#endif
+
+/*
+ * glibc sets its environ with its own constructor. The functions of a program's .preinit_array, and
+ * whatever they call, come before that: there the kernel's own list is taken.
+ */
+static void find_environment(void) {
+    sub_environment = environ;
+#ifdef __GLIBC__
+    if (environ != NULL || &__libc_stack_end == NULL || __libc_stack_end == NULL)
+        return;
+    uintptr_t count = *(const uintptr_t *)__libc_stack_end;
+    char **arguments = (char **)__libc_stack_end + 1;
+    if (count < 1 << 20 && arguments[count] == NULL)
+        sub_environment = arguments + count + 1;
+#endif
 }
 
 /*
@@ -104,6 +125,7 @@ void sub_start(void) {
     static int started;
     if (__atomic_exchange_n(&started, 1, __ATOMIC_ACQ_REL) != 0)
         return;
+    find_environment();
     read_environment();
     if (!read_classes() && SYS3(SYS_faccessat, AT_FDCWD, sub_directory, 0) != 0) {
         sub_mode = SUB_OFF;
