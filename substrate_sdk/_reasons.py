@@ -60,6 +60,7 @@ REASONS: Final[dict[str, Reason]] = {
     # What stands in the way.
     "WORLD_LOST": Reason("FAILED_PRECONDITION"),
     "NO_NAMESPACES": Reason("FAILED_PRECONDITION"),
+    "NO_NETWORK": Reason("FAILED_PRECONDITION"),
     "WORLD_NOT_MADE": Reason("FAILED_PRECONDITION"),
     "NOT_RESTORABLE": Reason("FAILED_PRECONDITION"),
     "STDIN_CLOSED": Reason("FAILED_PRECONDITION"),

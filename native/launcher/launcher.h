@@ -60,12 +60,18 @@ struct config {
     char ledger_problem[640]; /* why better sources of the ledger are not there; "" with the best */
     char segments_problem[512];
     bool range_works; /* id-mapped overlay layers */
+    pid_t router;     /* keeps the network namespace where the boxes' links meet */
+    int userns_fd;    /* owner of the boxes' network namespaces; only where we are not root */
 };
 extern struct config config;
 
 void probe_host(void);
 /* Text of SUB_L_WELCOME. */
 size_t probe_report(char *out, size_t room);
+
+/* ---- router.c -------------------------------------------------------------------------------- */
+
+int router_start(struct fail *fail);
 
 /* ---- spec.c ---------------------------------------------------------------------------------- */
 

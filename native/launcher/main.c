@@ -20,7 +20,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
-struct config config = {.linger_s = 30, .init_fd = -1, .cgroup_fd = -1};
+struct config config = {.linger_s = 30, .init_fd = -1, .cgroup_fd = -1, .userns_fd = -1};
 
 static _Noreturn void die(const char *what, const char *value) {
     fprintf(stderr, "substrate-launcher: %s %s: %s\n", what, value, strerror(errno));

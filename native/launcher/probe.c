@@ -193,8 +193,21 @@ static bool try_mapping(bool range, const char *directory, struct fail *fail) {
     return false;
 }
 
+static void tell_unable(const struct fail *why) {
+    char text[1200];
+    snprintf(text, sizeof text, "worlds cannot be made: %s", why->text);
+    problem(text);
+    size_t used = strlen(config.problems);
+    snprintf(config.problems + used, sizeof config.problems - used, "fix=%s\n", fail_hint(why));
+}
+
 void probe_host(void) {
     char directory[4096 + 16], text[1200];
+    struct fail router = {0};
+    if (router_start(&router)) {
+        tell_unable(&router);
+        return;
+    }
     snprintf(directory, sizeof directory, "%s/probe", config.state_dir);
     struct fail range = {0}, plain = {0};
     config.range_works = config.is_root && try_mapping(true, directory, &range);
@@ -206,13 +219,8 @@ void probe_host(void) {
                      range.text);
             problem(text);
         }
-        if (!try_mapping(false, directory, &plain)) {
-            snprintf(text, sizeof text, "worlds cannot be made: %s", plain.text);
-            problem(text);
-            size_t used = strlen(config.problems);
-            snprintf(config.problems + used, sizeof config.problems - used, "fix=%s\n",
-                     fail_hint(&plain));
-        }
+        if (!try_mapping(false, directory, &plain))
+            tell_unable(&plain);
     }
     remove_tree(AT_FDCWD, directory);
     if (config.cgroup_fd < 0)
@@ -230,11 +238,12 @@ static long landlock_abi(void) {
 size_t probe_report(char *out, size_t room) {
     int length =
         snprintf(out, room,
-                 "protocol=%d\npid=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_options=%s\n"
+                 "protocol=%d\npid=%d\nrouter=%d\nrootless=%d\nid_mapping=%s\noverlay=%s\noverlay_"
+                 "options=%s\n"
                  "kill=%s\ncgroup=%s\nsections=limits\nlimits=memory:%s,cpu:%s,pids:%s\nledger=%"
                  "s\nledger_problem=%s\nsegments_attested=%d\nsegments_problem=%"
                  "s\nlandlock=%ld\n%s",
-                 SUB_PROTOCOL_VERSION, getpid(), !config.is_root,
+                 SUB_PROTOCOL_VERSION, getpid(), config.router, !config.is_root,
                  config.range_works ? "range"
                  : config.is_root   ? "weak"
                                     : "caller",

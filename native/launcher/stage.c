@@ -1,8 +1,8 @@
 /*
  * Putting a box together. Two processes per box:
  *
- *   the stage, in a mount namespace of its own (rootless: in a user namespace too), builds the tree
- *   and ends;
+ *   the stage, in a mount namespace of its own (rootless: in the launcher's user namespace) and in
+ *   the box's network namespace, builds the tree and ends;
  *   the init-to-be, a child of the launcher (CLONE_PARENT) in the box's user and pid namespaces,
  *   gets its other namespaces meanwhile, then unshares the finished tree. Because its user
  *   namespace does not own the stage's mount namespace, every mount in its copy is locked
@@ -119,13 +119,6 @@ static void reset_signals(void) {
      BIT(CAP_SETGID) | BIT(CAP_SETUID) | BIT(CAP_SETPCAP) | BIT(CAP_NET_BIND_SERVICE) |            \
      BIT(CAP_SYS_PTRACE) | BIT(CAP_SETFCAP) | BIT(CAP_CHECKPOINT_RESTORE))
 
-static int set_loopback_up(void) {
-    SUB_AUTO_FD socket_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    struct ifreq request = {.ifr_flags = IFF_UP | IFF_RUNNING};
-    memcpy(request.ifr_name, "lo", 3);
-    return socket_fd < 0 ? -1 : ioctl(socket_fd, SIOCSIFFLAGS, &request);
-}
-
 static int become_init_user(bool range, struct fail *fail) {
     for (int capability = 0; capability <= 63; capability++)
         if (!(INIT_CAPABILITIES & BIT(capability)) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) &&
@@ -209,10 +202,8 @@ static int build_init(const struct stage_request *request, int words, struct fai
     /* Ids 0 of the box: what is made from here on belongs to its root, not to an unmapped id. */
     if (spec->range && (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0)))
         return fail_set(fail, errno, "becoming root of the box");
-    if (unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP))
-        return fail_set(fail, errno, "unshare(NEWNET|NEWIPC|NEWUTS|NEWCGROUP)");
-    if (set_loopback_up())
-        return fail_set(fail, errno, "setting the loopback interface up");
+    if (unshare(CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP))
+        return fail_set(fail, errno, "unshare(NEWIPC|NEWUTS|NEWCGROUP)");
     if (sethostname(spec->hostname, strlen(spec->hostname)))
         return fail_set(fail, errno, "sethostname %s", spec->hostname);
     int last_pid_fd = -1;
@@ -252,9 +243,32 @@ static void run_init(const struct stage_request *request, int words) {
 
 /* ---- the stage ------------------------------------------------------------------------------- */
 
-static int enter_private_mounts(bool rootless, int proc_fd, struct fail *fail) {
-    if (rootless && write_id_maps(proc_fd, "self", config.uid, config.uid, config.gid, 1, fail))
-        return -1;
+static int set_loopback_up(void) {
+    SUB_AUTO_FD socket_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq request = {.ifr_flags = IFF_UP | IFF_RUNNING};
+    memcpy(request.ifr_name, "lo", 3);
+    return socket_fd < 0 ? -1 : ioctl(socket_fd, SIOCSIFFLAGS, &request);
+}
+
+/*
+ * The init inherits this network namespace, which its user namespace does not own (router.c). So
+ * its root cannot have NET_BIND_SERVICE there: low ports are for everybody instead. Where /proc/sys
+ * cannot be written (some containers) they are for nobody.
+ */
+static int enter_own_network(int proc_fd, struct fail *fail) {
+    if (unshare(CLONE_NEWNET))
+        return fail_set(fail, errno, "unshare(NEWNET)");
+    if (set_loopback_up())
+        return fail_set(fail, errno, "setting the loopback interface up");
+    (void)write_file_at(proc_fd, "sys/net/ipv4/ip_unprivileged_port_start", "0");
+    return 0;
+}
+
+static int enter_private_mounts(bool rootless, struct fail *fail) {
+    if (rootless && setns(config.userns_fd, CLONE_NEWUSER))
+        return fail_set(fail, errno, "entering the launcher's user namespace");
+    if (rootless && unshare(CLONE_NEWNS))
+        return fail_set(fail, errno, "unshare(NEWNS)");
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
         return fail_set(fail, errno, "making mounts private");
     return 0;
@@ -332,7 +346,7 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
     SUB_AUTO_FD proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (proc_fd < 0)
         return fail_set(fail, errno, "open /proc");
-    if (enter_private_mounts(rootless, proc_fd, fail))
+    if (enter_private_mounts(rootless, fail) || enter_own_network(proc_fd, fail))
         return -1;
     int words[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, words))
@@ -405,6 +419,7 @@ static void close_others(const struct stage_request *request) {
                   request->report,
                   request->channel_box,
                   config.init_fd,
+                  config.userns_fd,
                   cgroups->world,
                   cgroups->execs,
                   cgroups->memory,
@@ -424,7 +439,7 @@ static void close_others(const struct stage_request *request) {
 
 pid_t stage_start(const struct stage_request *request) {
     bool rootless = !config.is_root;
-    pid_t stage = (pid_t)clone_process(CLONE_NEWNS | (rootless ? CLONE_NEWUSER : 0), NULL, -1);
+    pid_t stage = (pid_t)clone_process(rootless ? 0 : CLONE_NEWNS, NULL, -1);
     if (stage != 0)
         return stage;
     reset_signals();

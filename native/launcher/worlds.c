@@ -186,7 +186,7 @@ static int launch(struct world *world, const struct spec *spec, struct fail *fai
     errno = error;
     if (world->stage < 0) {
         world->stage = 0;
-        return fail_set(fail, errno, "clone3(NEWNS%s)", config.is_root ? "" : "|NEWUSER");
+        return fail_set(fail, errno, "clone3(stage)");
     }
     if (server_watch(world->report, WATCH_REPORT))
         return fail_set(fail, errno, "epoll_ctl");

@@ -115,4 +115,4 @@ def test_a_host_that_refuses_namespaces_is_told_the_fix(user_home: Path) -> None
         pytest.skip(done.stderr.strip())
     fix, text = done.stdout.splitlines()
     assert "sysctl -w user.max_user_namespaces" in fix
-    assert "worlds cannot be made: clone3(NEWNS|NEWUSER): No space left" in text
+    assert "worlds cannot be made: clone3(NEWNET|NEWUSER): No space left" in text

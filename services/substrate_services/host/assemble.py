@@ -39,6 +39,7 @@ from substrate_services.world.beneath import Caller
 from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.execs import Execs
 from substrate_services.world.looks import Looks
+from substrate_services.world.networks import Networks
 from substrate_services.world.observing import SegmentTelemetry
 from substrate_services.world.recording import Recorder
 from substrate_services.world.rollback import Rollbacks
@@ -110,6 +111,10 @@ class Host:
             projection = OtelProjection.from_environment(host_id(), config.version)
             if projection is not None:
                 stack.callback(projection.close)
+            networks = Networks(
+                Path(self._paths.run_dir, "net"), config.home / "network.log", backend.capabilities
+            )
+            stack.push_async_callback(networks.close)
             worlds = Worlds(
                 home=config.home,
                 backend=backend,
@@ -117,6 +122,7 @@ class Host:
                 journal=journal,
                 reader=reader,
                 preload_dir=native_directory(),
+                networks=networks,
             )
             stack.push_async_callback(worlds.close)
             channel = grpc.aio.insecure_channel(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from substrate_services.network.addresses import ROUTER_V4
 from substrate_services.world.backends.base import (
     Bind,
     Grab,
@@ -255,6 +256,7 @@ class _Builder:
         self._ops += [Grab(f"shown-{index}", path) for index, path in enumerate(self._shown)]
         self._ops.append(Tmpfs(RUNTIME, size_bytes=16 << 20))
         self._ops.append(Bind(PRELOAD_DIR, self._request.preload_dir))
+        self._name_the_resolver()
         platforms = self._fixtures / "abi"
         lay_out_platforms(platforms)
         self._ops.append(Bind(PLATFORM_DIR, os.fsencode(platforms)))
@@ -274,6 +276,22 @@ class _Builder:
             else:
                 self._ops.append(Tmpfs(cover, size_bytes=1 << 20))
         self._ops += [Place(f"shown-{index}", path) for index, path in enumerate(self._shown)]
+
+    def _name_the_resolver(self) -> None:
+        """Show a resolv.conf(5) of the worlds' own.
+
+        It names what answers where a world has a network, and nobody where it has none, so that
+        the network can change while it lives.
+        """
+        target = os.path.realpath(b"/etc/resolv.conf")
+        # Often a link into /run, which is the world's own and has no such file.
+        if not os.path.isfile(target) and not is_below(target, (RUNTIME,)):
+            return
+        file = self._fixtures / "resolv.conf"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"nameserver {ROUTER_V4}\noptions edns0\n")
+        file.chmod(0o644)
+        self._ops.append(Bind(target, os.fsencode(file)))
 
     def _point_in_skeleton(self, path: bytes, skeletons: dict[bytes, Path]) -> None:
         holders = [cover for cover in self._covers if cover != path and is_below(path, (cover,))]

@@ -17,6 +17,7 @@ from substrate_services.wire.convert import (
     timestamp_to_proto,
 )
 from substrate_services.world.backends.base import BackendCapabilities
+from substrate_services.world.networks import network_rows
 from substrate_services.world.output_log import Frame, Stream
 from substrate_services.world.preparing import WorldRequest
 from substrate_services.world.steps import Exec, ExecRequest
@@ -258,6 +259,10 @@ def capabilities_to_proto(
     ]
     rows.append(_landlock(found.landlock_abi))
     rows += telemetry_rows(found)
+    rows += [
+        worlds_pb2.Capability(feature=feature, state=state, mode=mode, consequence=why, fix=how)
+        for feature, state, mode, why, how in network_rows()
+    ]
     rows += [
         worlds_pb2.Capability(feature="host", state="degraded", consequence=text)
         for text in found.problems

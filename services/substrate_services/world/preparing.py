@@ -23,6 +23,7 @@ from substrate_services.world.injection import Injection, choose_injection
 from substrate_services.world.layers import walk_directory
 from substrate_services.world.layout import Layout, LayoutRequest, make_layout
 from substrate_services.world.layout_file import save_layout
+from substrate_services.world.networks import read_rules
 from substrate_services.world.profile import DEFAULT_PATH, allowed_env
 from substrate_services.world.project import Project, ProjectRefused, find_project
 from substrate_services.world.removal import remove_tree
@@ -200,7 +201,7 @@ class Preparer:
             login_home=login_home,
             env=_world_env(request, layout, injection),
             user=request.user,
-            network=request.network,
+            network=read_rules(request.network).texts,
             hostname=request.hostname or DEFAULT_HOSTNAME,
             labels=request.labels,
             keep=request.keep,
@@ -330,12 +331,6 @@ def _not_restorable_without_objects(words: str) -> Iterator[None]:
 def _refuse_what_is_not_built(request: WorldRequest) -> None:
     if request.profile not in ("", "workspace"):
         raise InvalidField("profile", request.profile, 'expected "workspace"')
-    if request.network and request.network != ("none",):
-        raise ServiceError(
-            "NOT_BUILT",
-            f"network rule {request.network[0]!r} is not built yet: a world has no network; "
-            "fetch what is needed on the host, into the project, first",
-        )
 
 
 def _login_home() -> bytes:

@@ -27,6 +27,7 @@ from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
 from substrate_services.world.layout import Layout
 from substrate_services.world.layout_file import load_layout
+from substrate_services.world.networks import Networks
 from substrate_services.world.preparing import Preparer, WorldRequest
 from substrate_services.world.removal import empty, move_to, remove_tree
 from substrate_services.world.restore import (
@@ -125,6 +126,7 @@ class Worlds:
         journal: the host's journal.
         reader: reads the same journal.
         preload_dir: directory with the telemetry library, shown in every world.
+        networks: gives worlds their networks.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Worlds:
         journal: Journal,
         reader: JournalReader,
         preload_dir: Path,
+        networks: Networks,
     ) -> None:
         # By its real name: a mask on a link that a cover hides would hide nothing.
         self._home = Path(os.path.realpath(home))
@@ -144,6 +147,7 @@ class Worlds:
         self._backend = backend
         self._store = store
         self._journal = journal
+        self.networks = networks
         self.preparer = Preparer(
             home=self._home,
             backend=backend,
@@ -216,6 +220,7 @@ class Worlds:
             )
             world = World(state, directory, prepared.layout, prepared.tree, None, None)
             await self._attach(world, box)
+            await self.networks.attach(world_id, box.init_pid, prepared.spec.network)
             world.missing = prepared.missing
             await asyncio.to_thread(world.save)
         except BackendError as error:
@@ -294,6 +299,7 @@ class Worlds:
         try:
             box = await self._backend.create(self._box_spec(world.spec, world.layout))
             await self._attach(world, box)
+            await self.networks.attach(world.spec.world_id, box.init_pid, world.spec.network)
         except (BackendError, InitGone) as error:
             world.lost = True
             if box is not None:
@@ -353,11 +359,18 @@ class Worlds:
             world = World(state, directory, layout, tree, None, None, lost=box is None)
             if box is not None:
                 await self._attach(world, box)
+                await self._reattach(world, box)
             self._worlds[state.spec.world_id] = world
             found.append(world)
         for world_id, box in boxes.items():
             await self._discard(world_id, world_directory(self._directory, world_id), box)
         return found
+
+    async def _reattach(self, world: World, box: Box) -> None:
+        try:
+            await self.networks.attach(world.spec.world_id, box.init_pid, world.spec.network)
+        except ServiceError as error:  # behind its filter, or without a link
+            log.warning("world %s stays without a network: %s", world.spec.world_id, error)
 
     def _reload(self, directory: Path) -> tuple[WorldState, Layout, WorldTree]:
         state = load_state(directory)
@@ -415,6 +428,7 @@ class Worlds:
         async with world.exchanging:  # of two boxes the second must be there before it can go
             await self._backend.remove(world_id)
         await finish(world)
+        await self.networks.forget(world_id)
         _let_go(world)
         self._worlds.pop(world_id, None)
         self._log("world_lost" if world.lost else "world_removed", world, {})
@@ -422,6 +436,7 @@ class Worlds:
 
     async def _discard(self, world_id: str, directory: Path, box: Box | None) -> None:
         await self._backend.remove(world_id)
+        await self.networks.forget(world_id)
         if box is not None:
             box.close()
         await self._remove_directory(directory)

@@ -151,6 +151,7 @@ class BackendCapabilities:
     segments_attested: bool = False  # the kernel tells who makes and removes segments
     segments_problem: str = ""
     landlock_abi: int = 0  # 0: the kernel has none, or it is off
+    router_pid: int = 0  # keeps the network namespace where worlds' links meet
 
 
 class Backend(Protocol):

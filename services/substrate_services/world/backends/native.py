@@ -213,6 +213,7 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
         segments_attested=value("segments_attested") == "1",
         segments_problem=value("segments_problem"),
         landlock_abi=int(value("landlock") or "0"),
+        router_pid=int(value("router") or 0),
     )
 
 

@@ -1,0 +1,1 @@
+"""The network of worlds: rules, links, the filter, the resolver, flows and ports (DESIGN §5)."""

@@ -1,0 +1,414 @@
+"""The helper: the network of all worlds of one home, for host processes that come and go.
+
+It outlives the host process and ends when no world needs it. It does not touch the host's network:
+what it makes is in the router (``inside``), a network namespace that the launcher keeps, and goes
+with it. Where this process dies the filter stays as it is, names stop resolving, and open names
+close as their time runs out; the next helper goes on with links, flows and addresses as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from substrate_services.network import ruleset
+from substrate_services.network.addresses import HOST_V4, HOST_V6
+from substrate_services.network.flows import Account, Flows
+from substrate_services.network.forwards import Forward, connect_first
+from substrate_services.network.hand import Hand
+from substrate_services.network.inside import InsideError
+from substrate_services.network.links import Links
+from substrate_services.network.netlink import NetlinkError
+from substrate_services.network.resolver import Opened, Resolver, World
+from substrate_services.network.rules import Address, NetworkRules, parse_rules
+from substrate_services.network.uplink import Uplink, UplinkError
+
+log = logging.getLogger(__name__)
+
+_RTMGRP_ADDRESSES = 0x10 | 0x100  # of IPv4 and IPv6, rtnetlink(7)
+
+
+@dataclass(slots=True)
+class Member(World):
+    """A world with a network."""
+
+    world_id: str
+    init_pid: int
+    slot: int
+    rules: NetworkRules
+    asking: int = 0
+    account: Account = field(default_factory=Account)
+    pidfd: int = -1
+
+
+@dataclass(slots=True)
+class Exposed:
+    """A port of a world that the host can reach."""
+
+    world_id: str
+    port: int
+    forward: Forward
+
+
+class Service:
+    """Everything the helper keeps.
+
+    Args:
+        directory: its own, in the home's run directory.
+        finished: called when no world needs it any more.
+    """
+
+    def __init__(self, directory: Path, finished: Callable[[], None]) -> None:
+        self._directory = directory
+        self._finished = finished
+        self._hand: Hand | None = None
+        self._router_pid = 0
+        self._rootless = False
+        self._uplink: Uplink | None = None
+        self._resolver: Resolver | None = None
+        self._flows: Flows | None = None
+        self._members: dict[str, Member] = {}
+        self._slots: dict[int, Member] = {}
+        self._exposed: dict[tuple[str, int], Exposed] = {}
+        self._services: dict[int, list[Forward]] = {}
+        self._host: frozenset[Address] = frozenset()
+        self._addresses: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()  # links and chains change one after the other
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a world has a network, or a port that is reachable."""
+        return bool(self._members or self._exposed)
+
+    # -- what the host asks --------------------------------------------------------------------
+
+    async def attach(
+        self, world_id: str, init_pid: int, texts: list[str], router_pid: int, *, rootless: bool
+    ) -> None:
+        """Give a world the network that its rules allow, or change it; idempotent."""
+        rules = parse_rules(texts)
+        async with self._turn:
+            await self._enter_router(router_pid, rootless=rootless)
+            await self._ensure_uplink()
+            known = self._members.get(world_id)
+            changed = known is not None and known.rules != rules
+            if known is not None and known.init_pid != init_pid:
+                await self._forget(known)  # it was given a new box
+                known = None
+            answer, _ = await self._ask(
+                "attach",
+                pid=init_pid,
+                rules=list(rules.texts),
+                taken=sorted(self._slots),
+                changed=changed,
+            )
+            slot = answer["slot"]
+            assert isinstance(slot, int)
+            if known is None:
+                known = Member(world_id, init_pid, slot, rules)
+                self._members[world_id] = known
+                self._slots[slot] = known
+                self._follow(known)
+            known.rules = rules
+            await self._serve_host_ports()
+
+    async def detach(self, world_id: str) -> None:
+        """Take a world's network away; it need not have one."""
+        known = self._members.get(world_id)
+        if known is not None:
+            await self._detach(known)
+        self._end_if_done()
+
+    async def _detach(self, member: Member) -> None:
+        async with self._turn:
+            if self._members.get(member.world_id) is member:
+                await self._forget(member)
+                await self._serve_host_ports()
+        self._end_if_done()
+
+    async def flows(self, world_id: str, after: int) -> dict[str, object]:
+        """What a world's links carried and what was refused, but for what the host has."""
+        known = self._members.get(world_id)
+        if known is None or self._flows is None:
+            return {"records": [], "lost": 0}
+        await self._flows.settle()
+        records = self._flows.records(known.account, after)
+        lost, known.account.lost = known.account.lost, 0
+        return {"records": records, "lost": lost}
+
+    async def expose(
+        self,
+        world_id: str,
+        init_pid: int,
+        port: int,
+        wanted: int,
+        router_pid: int,
+        *,
+        rootless: bool,
+    ) -> str:
+        """Listen on the host's loopback for a port of a world; returns where. Idempotent."""
+        key = (world_id, port)
+        if key not in self._exposed:
+            await self._enter_router(router_pid, rootless=rootless)
+            listener = _loopback_listener(wanted)
+            forward = Forward(listener, self._into(init_pid, port))
+            await forward.start()
+            self._exposed[key] = Exposed(world_id, port, forward)
+        return self._exposed[key].forward.address
+
+    def unexpose(self, world_id: str, port: int | None) -> None:
+        """End that; of all ports where ``port`` is None."""
+        for key in [key for key in self._exposed if key[0] == world_id and port in (None, key[1])]:
+            self._exposed.pop(key).forward.close()
+        self._end_if_done()
+
+    # -- the router ----------------------------------------------------------------------------
+
+    async def _enter_router(self, router_pid: int, *, rootless: bool) -> None:
+        if self._hand is not None and router_pid == self._router_pid:
+            return
+        if self._hand is not None:
+            await self._leave_router()  # its launcher is gone, and all its worlds
+        self._router_pid, self._rootless = router_pid, rootless
+        self._hand = Hand(router_pid, rootless=rootless)
+        self._uplink = Uplink(self._directory, router_pid, rootless=rootless)
+        try:
+            _, descriptors = await self._ask("prepare")
+        except InsideError:
+            await self._leave_router()
+            raise
+        datagrams, streams, refusals, events, queries = map(_as_socket, descriptors)
+        self._flows = Flows(
+            events=events, queries=queries, log=refusals, account_of=self._account_of
+        )
+        self._resolver = Resolver(
+            world_of=self._slots.get,
+            host=lambda: self._host,
+            open_names=self._open_names,
+            refused=self._flows.refused_name,
+        )
+        await self._resolver.serve(datagrams, streams)
+        await self._follow_host_addresses()
+
+    async def _leave_router(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._resolver is not None:
+            self._resolver.close()
+        if self._flows is not None:
+            self._flows.close()
+        if self._hand is not None:
+            self._hand.close()
+        if self._addresses is not None:
+            loop.remove_reader(self._addresses)
+            self._addresses.close()
+        for member in self._members.values():
+            self._unfollow(member)
+        self._members.clear()
+        self._slots.clear()
+        for forwards in self._services.values():
+            for forward in forwards:
+                forward.close()
+        self._services.clear()
+        self._resolver = self._flows = self._hand = self._addresses = None
+
+    async def _ask(self, op: str, **arguments: object) -> tuple[dict[str, object], list[int]]:
+        if self._hand is None:
+            raise InsideError("there is no router")
+        return await self._hand.ask(op, **arguments)
+
+    async def _ensure_uplink(self) -> None:
+        """See that packets can leave; a host that is offline has nowhere to send them."""
+        assert self._uplink is not None
+        answer, _ = await self._ask("uplink")
+        if answer["there"] and self._uplink.is_running():
+            return
+        try:
+            await self._uplink.start()
+        except UplinkError as error:
+            if _is_online():
+                raise
+            log.warning("worlds are offline like the host: %s", error)
+
+    async def _forget(self, member: Member) -> None:
+        self._unfollow(member)
+        self._members.pop(member.world_id, None)
+        self._slots.pop(member.slot, None)
+        await self._ask("detach", slot=member.slot)
+
+    def _account_of(self, slot: int) -> Account | None:
+        member = self._slots.get(slot)
+        return member.account if member is not None else None
+
+    async def _open_names(self, slot: int, opened: Opened) -> None:
+        member = self._slots.get(slot)
+        if member is None:
+            return
+        names4, names6, ports4, ports6 = ruleset.set_names(slot)
+        elements = []
+        for address in opened.addresses:
+            member.account.names[address] = opened.name
+            is_4 = address.version == 4
+            for port in opened.ports:
+                if port is None:
+                    elements.append((names4 if is_4 else names6, address.packed.hex()))
+                else:
+                    key = address.packed + port.to_bytes(2, "big") + b"\0\0"
+                    elements.append((ports4 if is_4 else ports6, key.hex()))
+        if member.rules.mode == "full":
+            return  # there everything is open already
+        await self._ask("feed", elements=[(*one, opened.timeout_s) for one in elements])
+
+    # -- worlds that end unasked ---------------------------------------------------------------
+
+    def _follow(self, member: Member) -> None:
+        try:
+            member.pidfd = os.pidfd_open(member.init_pid)
+        except OSError:
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(member.pidfd, lambda: self._ended(member))
+
+    def _unfollow(self, member: Member) -> None:
+        if member.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(member.pidfd)
+            os.close(member.pidfd)
+            member.pidfd = -1
+
+    def _ended(self, member: Member) -> None:
+        self._unfollow(member)
+        if self._members.get(member.world_id) is member:
+            self._in_background(self._detach(member))
+        self.unexpose(member.world_id, None)
+
+    # -- the host's addresses and services -----------------------------------------------------
+
+    async def _follow_host_addresses(self) -> None:
+        watch = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        watch.bind((0, _RTMGRP_ADDRESSES))
+        watch.setblocking(False)
+        self._addresses = watch
+        asyncio.get_running_loop().add_reader(watch, self._addresses_changed)
+        await self._take_host_addresses()
+
+    def _addresses_changed(self) -> None:
+        assert self._addresses is not None
+        with contextlib.suppress(OSError):
+            while self._addresses.recv(1 << 16):
+                pass
+        self._in_background(self._take_host_addresses())
+
+    async def _take_host_addresses(self) -> None:
+        links = Links()
+        try:
+            self._host = links.addresses()
+        finally:
+            links.close()
+        await self._ask("host", nft=ruleset.host_addresses(self._host))
+
+    async def _serve_host_ports(self) -> None:
+        """Listen in the router for the services of the host that some world may use."""
+        wanted = {port for member in self._members.values() for port in member.rules.host_ports}
+        for port in self._services.keys() - wanted:
+            for forward in self._services.pop(port):
+                forward.close()
+        for port in wanted - self._services.keys():
+            forwards = []
+            for address in (HOST_V4, HOST_V6):
+                try:
+                    _, (listener,) = await self._ask("listen", address=str(address), port=port)
+                except InsideError:
+                    if address.version == 4:
+                        raise
+                    continue  # no IPv6 here
+                forward = Forward(_as_socket(listener), _to_loopback(port))
+                await forward.start()
+                forwards.append(forward)
+            self._services[port] = forwards
+
+    def _into(self, init_pid: int, port: int) -> Callable[[], Awaitable[socket.socket]]:
+        async def connect() -> socket.socket:
+            sockets = []
+            for address, is_6 in (("127.0.0.1", False), ("::1", True)):
+                try:
+                    _, (made,) = await self._ask("connect", pid=init_pid, v6=is_6)
+                except InsideError as error:
+                    raise OSError(str(error)) from error
+                sockets.append((_as_socket(made), (address, port)))
+            return await connect_first(sockets)
+
+        return connect
+
+    # -- ending --------------------------------------------------------------------------------
+
+    def _end_if_done(self) -> None:
+        if not self.is_needed:
+            self._finished()
+
+    async def close(self) -> None:
+        """End all of it."""
+        for exposed in self._exposed.values():
+            exposed.forward.close()
+        for task in self._tasks:
+            task.cancel()
+        await self._leave_router()
+        if self._uplink is not None:
+            self._uplink.stop()
+
+    def _in_background(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except (InsideError, NetlinkError) as error:
+                log.warning("%s", error)
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _as_socket(descriptor: int) -> socket.socket:
+    return socket.socket(fileno=descriptor)
+
+
+def _loopback_listener(port: int) -> socket.socket:
+    """On a port of the caller's choosing where it is free, else on any."""
+    for number in dict.fromkeys((port, 0)):
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind(("127.0.0.1", number))
+        except OSError:
+            made.close()
+            if number == 0:
+                raise
+            continue
+        made.listen(128)
+        return made
+    raise OSError("no free port")
+
+
+def _to_loopback(port: int) -> Callable[[], Awaitable[socket.socket]]:
+    async def connect() -> socket.socket:
+        return await connect_first(
+            [
+                (socket.socket(socket.AF_INET, socket.SOCK_STREAM), ("127.0.0.1", port)),
+                (socket.socket(socket.AF_INET6, socket.SOCK_STREAM), ("::1", port)),
+            ]
+        )
+
+    return connect
+
+
+def _is_online() -> bool:
+    links = Links()
+    try:
+        return links.has_default_route(4) or links.has_default_route(6)
+    finally:
+        links.close()
