@@ -19,5 +19,6 @@ void decode_all(const struct options *options) {
     images_free(&images);
     ledger_free(&ledger);
     free(segments.list);
+    free(segments.unborn);
     free(segments.spare);
 }

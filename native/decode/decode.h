@@ -114,13 +114,27 @@ struct segments {
     uint32_t count;
     uint64_t unreadable, foreign, torn, corrupt; /* files, files, records, files */
     uint64_t forged, forged_events, late;        /* files, records, files; see reconcile.c */
+    struct unborn *unborn;
+    uint32_t unborn_count, unborn_size;
     char *spare; /* a reader's buffer that waits for the next: most chains are short */
 };
 
 void read_segments(struct segments *segments, int directory);
 bool same_process(const struct sub_identity *a, const struct sub_identity *b);
+/* The order of segments and of images: namespace, pid, start, exec number. */
+int compare_identities(const struct sub_identity *a, const struct sub_identity *b);
 void segment_name(char name[SEGMENT_NAME_MAX], const struct sub_identity *self, uint32_t chain,
                   uint32_t index);
+
+/*
+ * A file with the name of a segment and nothing in it: its maker found no room for the segment, or
+ * was killed before it had begun one.
+ */
+struct unborn {
+    char name[SEGMENT_NAME_MAX];
+    int32_t pid;
+    bool no_room;
+};
 
 /* One chain of an image, read in order. */
 struct reader {
@@ -246,6 +260,8 @@ struct image {
     bool judged;                    /* `selected` is known */
     bool kernel_start, kernel_exit; /* who says so */
     bool muted;                     /* it recorded other classes than it was told to */
+    bool silent;                    /* a child of a covered one that made no recorded call */
+    bool no_room, unfinished;       /* see struct unborn */
     uint32_t gone_segments, removed_segments;
     uint64_t gone_records;
     int32_t ppid;

@@ -184,6 +184,17 @@ static void note_files(struct writer *writer, const struct sub_record *record,
     }
 }
 
+/* What the loader opened is as much an input as what the program did. */
+static void note_libraries(struct writer *writer, struct slice libraries) {
+    static char to[PATH_BYTES];
+    for (uint32_t at = 0, length; at < libraries.length; at += length + 1) {
+        length = (uint32_t)strnlen(libraries.bytes + at, libraries.length - at);
+        struct slice path = {libraries.bytes + at, length};
+        if (is_absolute(path))
+            summary_read(writer->summary, absolute(to, path, path));
+    }
+}
+
 static void note_hosts(struct writer *writer, const struct sub_record *record,
                        const struct fields *fields) {
     if (record->type == SUB_CONNECT && fields->address_count > 0)
@@ -248,6 +259,8 @@ static void write_whole_record(struct writer *writer, uint32_t index,
                            is_absolute(event.path) ? event.path : (struct slice){NULL, 0});
     note_files(writer, record, &fields, &event, cwd);
     note_hosts(writer, record, &fields);
+    if (record->type == SUB_LOAD)
+        note_libraries(writer, fields.libraries);
     image->events++;
     write_call(writer, image, record, &fields, &event);
     if (is_rename(record->op) && record->error == 0)

@@ -256,43 +256,37 @@ static void scan_images(struct scan *scan) {
 
 /* --- looking things up ------------------------------------------------------------------------ */
 
-static uint32_t first_image(const struct images *images, uint64_t pid_namespace, int32_t pid) {
+/* Images are in the order of pid, then of what tells processes of one pid apart, which grows. */
+uint32_t image_at(const struct images *images, uint64_t pid_namespace, int32_t pid,
+                  uint64_t at_ns) {
     uint32_t low = 0, high = images->sorted;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        const struct sub_identity *self = &images->list[middle].self;
-        if (order_pid(self->pid_namespace, self->pid, pid_namespace, pid) < 0)
+        const struct image *image = &images->list[middle];
+        int order = order_pid(image->self.pid_namespace, image->self.pid, pid_namespace, pid);
+        if (order < 0 || (order == 0 && image->start_ns <= at_ns))
             low = middle + 1;
         else
             high = middle;
     }
-    return low;
-}
-
-uint32_t image_at(const struct images *images, uint64_t pid_namespace, int32_t pid,
-                  uint64_t at_ns) {
-    uint32_t found = NONE, first = first_image(images, pid_namespace, pid);
-    for (uint32_t i = first; i < images->sorted && i - first < SAME_PID_MAX; i++) {
-        const struct image *image = &images->list[i];
-        if (order_pid(image->self.pid_namespace, image->self.pid, pid_namespace, pid) != 0)
-            break;
-        if (image->start_ns <= at_ns &&
-            (found == NONE || image->start_ns >= images->list[found].start_ns))
-            found = i;
-    }
-    return found;
+    if (low == 0)
+        return NONE;
+    const struct image *image = &images->list[low - 1];
+    bool found = order_pid(image->self.pid_namespace, image->self.pid, pid_namespace, pid) == 0;
+    return found && image->start_ns <= at_ns ? low - 1 : NONE;
 }
 
 static uint32_t image_by_identity(const struct images *images, const struct sub_identity *wanted) {
-    uint32_t first = first_image(images, wanted->pid_namespace, wanted->pid);
-    for (uint32_t i = first; i < images->sorted && i - first < SAME_PID_MAX; i++) {
-        const struct sub_identity *self = &images->list[i].self;
-        if (order_pid(self->pid_namespace, self->pid, wanted->pid_namespace, wanted->pid) != 0)
-            break;
-        if (self->start_ticks == wanted->start_ticks && self->exec_number == wanted->exec_number)
-            return i;
+    uint32_t low = 0, high = images->sorted;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (compare_identities(&images->list[middle].self, wanted) < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    return NONE;
+    bool found = low < images->sorted && compare_identities(&images->list[low].self, wanted) == 0;
+    return found ? low : NONE;
 }
 
 /* --- parents ---------------------------------------------------------------------------------- */

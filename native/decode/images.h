@@ -9,7 +9,7 @@
 #include "decode.h"
 
 #define DEPTH_MAX 65536u
-/* Images, and links, of one pid that are looked at: no pid comes back so often in a step. */
+/* Links of one pid that are looked at, from the one that is nearest in time. */
 #define SAME_PID_MAX 1024u
 /* Text that is kept for images; beyond it they have none. */
 #define IMAGE_TEXT_TOTAL (256u << 20)
@@ -66,6 +66,17 @@ void take_waits(struct scan *scan);
 void mark_executed(struct images *images);
 
 void judge_segments(struct scan *scan);
+/* An image that only the kernel speaks of, not covered. */
+uint32_t add_kernel_image(struct scan *scan, uint32_t kernel, uint64_t at_ns);
+/* Puts an image behind another of the same process; `last` NONE: it is the first. */
+void chain_image(struct scan *scan, uint32_t kernel, uint32_t last, uint32_t image);
+void add_silent_child(struct scan *scan, uint32_t kernel);
+/* Adds the child that a fork without a program tells of, unless it is there. */
+void add_silent_fork(struct scan *scan, uint32_t link);
+/* Tells silent images, and others, what became of their segments. */
+void take_absent(struct scan *scan);
+/* The same for an image that the kernel's ledger does not know of. */
+void take_unborn_of_pid(const struct segments *segments, struct image *image);
 void reconcile(struct scan *scan);
 void take_kernel_exits(struct scan *scan);
 

@@ -76,13 +76,15 @@ void sort_links(struct images *images) {
         qsort(images->links, images->link_count, sizeof(*images->links), compare_links);
 }
 
-/* Index of the first link of (namespace, pid), or of where it would stand. */
-static uint32_t first_link(const struct images *images, uint64_t pid_namespace, int32_t pid) {
+/* Index of the first link of (namespace, pid) from a time on, or of where it would stand. */
+static uint32_t first_link(const struct images *images, uint64_t pid_namespace, int32_t pid,
+                           uint64_t from_ns) {
     uint32_t low = 0, high = images->link_count;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         const struct link *link = &images->links[middle];
-        if (order_pid(link->pid_namespace, link->pid, pid_namespace, pid) < 0)
+        int order = order_pid(link->pid_namespace, link->pid, pid_namespace, pid);
+        if (order < 0 || (order == 0 && link->at_ns < from_ns))
             low = middle + 1;
         else
             high = middle;
@@ -104,44 +106,44 @@ static bool is_own_exec(const struct images *images, const struct link *link) {
 uint32_t image_of_child(const struct images *images, const struct image *parent, int32_t pid,
                         uint64_t at_ns) {
     uint32_t from = (uint32_t)(parent - images->list);
-    uint32_t first = first_link(images, parent->self.pid_namespace, pid);
+    uint32_t first = first_link(images, parent->self.pid_namespace, pid, at_ns);
     for (uint32_t i = first;
          i - first < SAME_PID_MAX && link_is_of(images, i, parent->self.pid_namespace, pid); i++) {
         const struct link *link = &images->links[i];
-        if (link->from == from && link->at_ns >= at_ns && link->image != NONE)
+        if (link->from == from && link->image != NONE)
             return link->image;
     }
     return NONE;
 }
 
+/* Behind the last link of (namespace, pid) that is not later; then go backwards. */
+static uint32_t behind_link(const struct images *images, uint64_t pid_namespace, int32_t pid,
+                            uint64_t until_ns) {
+    return first_link(images, pid_namespace, pid, until_ns == UINT64_MAX ? until_ns : until_ns + 1);
+}
+
 struct link *link_to(const struct images *images, const struct image *head) {
-    struct link *found = NULL;
-    uint32_t first = first_link(images, head->self.pid_namespace, head->self.pid);
-    for (uint32_t i = first; i - first < SAME_PID_MAX &&
-                             link_is_of(images, i, head->self.pid_namespace, head->self.pid);
-         i++) {
-        struct link *link = &images->links[i];
-        if (link->at_ns > head->start_ns)
-            break;
-        if (!is_own_exec(images, link))
-            found = link;
+    uint32_t end = behind_link(images, head->self.pid_namespace, head->self.pid, head->start_ns);
+    for (uint32_t i = end; i > 0 && end - i < SAME_PID_MAX &&
+                           link_is_of(images, i - 1, head->self.pid_namespace, head->self.pid);
+         i--) {
+        if (!is_own_exec(images, &images->links[i - 1]))
+            return &images->links[i - 1];
     }
-    return found;
+    return NULL;
 }
 
 struct link *link_between(const struct images *images, uint64_t pid_namespace, int32_t pid,
                           uint64_t after_ns, uint64_t until_ns) {
-    struct link *found = NULL;
-    uint32_t first = first_link(images, pid_namespace, pid);
-    for (uint32_t i = first; i - first < SAME_PID_MAX && link_is_of(images, i, pid_namespace, pid);
-         i++) {
-        struct link *link = &images->links[i];
-        if (link->at_ns > until_ns)
-            break;
-        if (link->executes && link->at_ns >= after_ns)
-            found = link;
+    uint32_t end = behind_link(images, pid_namespace, pid, until_ns);
+    for (uint32_t i = end;
+         i > 0 && end - i < SAME_PID_MAX && link_is_of(images, i - 1, pid_namespace, pid) &&
+         images->links[i - 1].at_ns >= after_ns;
+         i--) {
+        if (images->links[i - 1].executes)
+            return &images->links[i - 1];
     }
-    return found;
+    return NULL;
 }
 
 /* --- programs that said no hello -------------------------------------------------------------- */
@@ -150,6 +152,8 @@ void add_uncovered(struct scan *scan) {
     struct images *images = scan->images;
     for (uint32_t i = 0; i < images->link_count; i++) {
         struct link link = images->links[i];
+        if (link.type == SUB_FORK && link.image == NONE)
+            add_silent_fork(scan, i);
         if (!link.executes || link.image != NONE)
             continue;
         bool own = is_own_exec(images, &link);
@@ -183,6 +187,7 @@ void add_uncovered(struct scan *scan) {
         if (own)
             images->list[link.from].next = added;
         images->links[i].image = added;
+        take_unborn_of_pid(scan->segments, image);
     }
 }
 
@@ -203,14 +208,14 @@ void take_waits(struct scan *scan) {
             continue;
         uint32_t found = image_at(images, wait->pid_namespace, wait->pid, wait->at_ns);
         uint64_t since = found != NONE ? images->list[found].start_ns : 0;
-        uint32_t first = first_link(images, wait->pid_namespace, wait->pid);
-        for (uint32_t j = first;
-             j - first < SAME_PID_MAX && link_is_of(images, j, wait->pid_namespace, wait->pid);
-             j++) {
-            const struct link *link = &images->links[j];
-            if (link->image != NONE && link->at_ns <= wait->at_ns && link->at_ns >= since) {
-                found = link->image;
-                since = link->at_ns;
+        uint32_t end = behind_link(images, wait->pid_namespace, wait->pid, wait->at_ns);
+        for (uint32_t j = end; j > 0 && end - j < SAME_PID_MAX &&
+                               link_is_of(images, j - 1, wait->pid_namespace, wait->pid) &&
+                               images->links[j - 1].at_ns >= since;
+             j--) {
+            if (images->links[j - 1].image != NONE) {
+                found = images->links[j - 1].image;
+                break;
             }
         }
         while (found != NONE && images->list[found].next != NONE)

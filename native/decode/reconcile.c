@@ -201,7 +201,7 @@ static uint32_t find_origin(const struct scan *scan, const struct kernel_process
     return found;
 }
 
-static uint32_t add_kernel_image(struct scan *scan, uint32_t kernel, uint64_t at_ns) {
+uint32_t add_kernel_image(struct scan *scan, uint32_t kernel, uint64_t at_ns) {
     const struct kernel_process *process = &scan->ledger->processes[kernel];
     uint32_t parent = process->origin;
     uint32_t added = add_image(scan->images);
@@ -241,8 +241,7 @@ static uint32_t add_program(struct scan *scan, uint32_t kernel, const struct ker
     return added;
 }
 
-/* Puts an image behind another of the same process; `last` NONE: it is the first. */
-static void chain_image(struct scan *scan, uint32_t kernel, uint32_t last, uint32_t image) {
+void chain_image(struct scan *scan, uint32_t kernel, uint32_t last, uint32_t image) {
     struct images *images = scan->images;
     struct kernel_process *process = &scan->ledger->processes[kernel];
     if (last == NONE)
@@ -291,13 +290,6 @@ static void order_process(struct scan *scan, uint32_t kernel, const struct known
     }
 }
 
-/* What a program that is not covered forks is not covered either. */
-static void add_silent_child(struct scan *scan, uint32_t kernel) {
-    const struct kernel_process *process = &scan->ledger->processes[kernel];
-    if (process->origin != NONE && scan->images->list[process->origin].uncovered)
-        chain_image(scan, kernel, NONE, add_kernel_image(scan, kernel, process->began_ns));
-}
-
 static void take_parents(struct scan *scan, const struct kernel_process *process) {
     struct image *list = scan->images->list;
     if (process->origin == NONE || process->first_image == NONE ||
@@ -305,43 +297,6 @@ static void take_parents(struct scan *scan, const struct kernel_process *process
         return;
     for (uint32_t at = process->first_image; at != NONE; at = list[at].next)
         list[at].parent = process->origin;
-}
-
-/* --- segments that were removed --------------------------------------------------------------- */
-
-/* The exec number in a segment's name, the third of its parts. */
-static uint32_t exec_number_in(struct slice name) {
-    uint32_t part = 0, number = 0;
-    for (uint32_t i = 0; i < name.length; i++) {
-        if (name.bytes[i] == '-')
-            part++;
-        else if (part == 2 && name.bytes[i] >= '0' && name.bytes[i] <= '9')
-            number = number * 10 + (uint32_t)(name.bytes[i] - '0');
-    }
-    return number;
-}
-
-static void take_removal(struct scan *scan, struct slice name) {
-    const struct kernel_file *file = ledger_file(scan->ledger, name);
-    if (file == NULL || !scan->ledger->processes[file->process].selected)
-        return;
-    struct kernel_process *process = &scan->ledger->processes[file->process];
-    uint32_t number = exec_number_in(name), found = NONE;
-    for (uint32_t at = process->first_image; at != NONE; at = scan->images->list[at].next) {
-        const struct image *image = &scan->images->list[at];
-        if (!image->uncovered && image->self.exec_number == number) {
-            found = at;
-            break;
-        }
-        if (image->uncovered && found == NONE)
-            found = at;
-    }
-    if (found == NONE && process->first_image == NONE) {
-        found = add_kernel_image(scan, file->process, process->began_ns);
-        chain_image(scan, file->process, NONE, found);
-    }
-    if (found != NONE)
-        scan->images->list[found].removed_segments++;
 }
 
 /* --- all of it -------------------------------------------------------------------------------- */
@@ -363,8 +318,7 @@ void reconcile(struct scan *scan) {
         take_parents(scan, &ledger->processes[kernel]);
     }
     free(known);
-    for (uint32_t i = 0; i < ledger->removal_count; i++)
-        take_removal(scan, ledger->removals[i].name);
+    take_absent(scan);
 }
 
 void take_kernel_exits(struct scan *scan) {

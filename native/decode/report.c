@@ -181,6 +181,10 @@ static void write_coverage(struct buffer *out, const struct image *image,
     bool full = true;
     if (image->uncovered && image->self.exec_number == 0 && removed == 0)
         add_reason(&reasons, &full, 0, "forked by a program that is not covered");
+    else if (image->no_room && removed == 0)
+        add_reason(&reasons, &full, 0, "no room for its segment: their file system is full");
+    else if (image->uncovered && image->unfinished && removed == 0)
+        add_reason(&reasons, &full, 0, "it ended before it had said hello");
     else if (image->uncovered && removed == 0)
         add_reason(&reasons, &full, 0, "no hello: a static, musl, 32-bit or set-id program");
     if (removed != 0)
@@ -197,7 +201,7 @@ static void write_coverage(struct buffer *out, const struct image *image,
         add_reason(&reasons, &full, 0,
                    "it loaded a library that calls libc where nothing is recorded (dlmopen, "
                    "RTLD_DEEPBIND)");
-    if (!image->uncovered && !image->hello)
+    if (!image->uncovered && !image->silent && !image->hello)
         add_reason(&reasons, &full, 0, "its first segment is gone");
     else if (gone_segments != 0 && removed == 0)
         add_reason(&reasons, &full, gone_segments, "of its segments are gone");

@@ -18,7 +18,7 @@ bool same_process(const struct sub_identity *a, const struct sub_identity *b) {
            a->start_ticks == b->start_ticks;
 }
 
-static int compare_identities(const struct sub_identity *a, const struct sub_identity *b) {
+int compare_identities(const struct sub_identity *a, const struct sub_identity *b) {
 #define COMPARE(field)                                                                             \
     if (a->field != b->field)                                                                      \
     return a->field < b->field ? -1 : 1
@@ -47,6 +47,30 @@ void segment_name(char name[SEGMENT_NAME_MAX], const struct sub_identity *self, 
              (unsigned long long)self->start_ticks, self->exec_number, chain, index);
 }
 
+/* Has the file a segment's name, and nothing in it? */
+static bool take_unborn(struct segments *segments, const char *name,
+                        const struct sub_segment *header, uint64_t bytes) {
+    struct sub_identity self = {0};
+    char expected[SEGMENT_NAME_MAX];
+    unsigned pid, chain, index;
+    unsigned long long start;
+    if ((bytes != 0 && header->magic != 0) ||
+        sscanf(name, "%u-%llu-%u-%u-%u", &pid, &start, &self.exec_number, &chain, &index) != 5)
+        return false;
+    self.pid = (int32_t)pid;
+    self.start_ticks = start;
+    segment_name(expected, &self, chain, index);
+    if (strcmp(expected, name) != 0)
+        return false;
+    segments->unborn = grow(segments->unborn, segments->unborn_count, &segments->unborn_size,
+                            sizeof(*segments->unborn));
+    struct unborn *unborn = &segments->unborn[segments->unborn_count++];
+    memcpy(unborn->name, expected, sizeof(expected));
+    unborn->pid = self.pid;
+    unborn->no_room = bytes == 0;
+    return true;
+}
+
 /* Is this file a segment, and is its name the one that its header stands for? */
 static bool read_header(struct segments *segments, int directory, const char *name,
                         struct segment *segment) {
@@ -61,6 +85,8 @@ static bool read_header(struct segments *segments, int directory, const char *na
     }
     bool whole = file_read(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header);
     file_close(fd);
+    if ((whole || status.bytes == 0) && take_unborn(segments, name, &header, status.bytes))
+        return false;
     if (!whole || header.magic != SUB_SEGMENT_MAGIC || header.version != SUB_SEGMENT_VERSION ||
         header.header_bytes < sizeof(header) || header.header_bytes % 8 != 0 ||
         status.bytes > SEGMENT_SIZE_MAX) {
@@ -89,6 +115,11 @@ static bool read_header(struct segments *segments, int directory, const char *na
     return true;
 }
 
+static int compare_unborn(const void *left, const void *right) {
+    const struct unborn *a = left, *b = right;
+    return a->pid != b->pid ? (a->pid < b->pid ? -1 : 1) : strcmp(a->name, b->name);
+}
+
 struct listing {
     struct segments *segments;
     int directory;
@@ -98,7 +129,8 @@ struct listing {
 static void take_file(void *context, const char *name) {
     struct listing *listing = context;
     struct segments *segments = listing->segments;
-    if (strlen(name) >= SEGMENT_NAME_MAX || segments->count == SEGMENTS_MAX) {
+    if (strlen(name) >= SEGMENT_NAME_MAX ||
+        segments->count + segments->unborn_count == SEGMENTS_MAX) {
         segments->foreign++;
         return;
     }
@@ -110,6 +142,8 @@ static void take_file(void *context, const char *name) {
 void read_segments(struct segments *segments, int directory) {
     struct listing listing = {.segments = segments, .directory = directory};
     list_files(directory, take_file, &listing);
+    if (segments->unborn_count != 0)
+        qsort(segments->unborn, segments->unborn_count, sizeof(*segments->unborn), compare_unborn);
     if (segments->count != 0)
         qsort(segments->list, segments->count, sizeof(*segments->list), compare_segments);
 }

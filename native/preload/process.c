@@ -32,7 +32,8 @@
 #define RETRY_EVERY 512u
 /* Bytes that a vfork child finds free: the exec of an ordinary command, several times. */
 #define VFORK_ROOM (16u << 10)
-#define EXEC_NUMBER_MAX 512u
+#define EXEC_NUMBER_MAX (1u << 18) /* as many segments as a reader takes */
+#define EXEC_NUMBER_STEPS 4u       /* as many programs as most processes run, at the most */
 #define AWAIT_YIELDS 100
 #define AWAIT_PAUSES 400 /* of 50 us and what the timer adds: at most some 40 ms */
 
@@ -223,8 +224,12 @@ static bool start_image(struct sub_thread *self, bool forked) {
     identity.exec_number = forked ? 0 : 1;
     uint32_t chain = 0;
     while ((error = sub_make_segment(&identity, chain, 0, SUB_SEGMENT_FIRST, &made)) == -EEXIST) {
-        if (forked ? ++chain > 64 : ++identity.exec_number > EXEC_NUMBER_MAX)
+        if (forked ? ++chain > 64 : identity.exec_number >= EXEC_NUMBER_MAX)
             break;
+        if (!forked && identity.exec_number < EXEC_NUMBER_STEPS)
+            identity.exec_number++;
+        else if (!forked)
+            identity.exec_number = sub_free_exec_number(&identity, EXEC_NUMBER_MAX);
     }
     if (error != 0) {
         bool absent = error == -ENOENT || error == -ENOTDIR || error == -EROFS;

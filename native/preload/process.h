@@ -32,6 +32,8 @@ extern char **sub_environment; /* as the image was started with */
 
 long sub_make_segment(const struct sub_identity *self, uint32_t chain, uint32_t index,
                       uint64_t size, struct new_segment *made);
+/* The first number after self's that no segment has, at most `most`. */
+uint32_t sub_free_exec_number(const struct sub_identity *self, uint32_t most);
 uint64_t sub_segment_size(uint32_t index, uint32_t length);
 /* `parent`: of a forked child, else NULL. */
 void sub_identify(struct sub_identity *self, const struct sub_identity *parent);

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "process.h"
@@ -51,6 +52,54 @@ static void segment_path(char *path, const struct sub_identity *self, uint32_t c
     *at = '\0';
 }
 
+/* Is there a file of that name? */
+static bool is_taken(const struct sub_identity *self) {
+    char path[sizeof(sub_directory) + 96];
+    segment_path(path, self, 0, 0);
+    return SYS3(SYS_faccessat, AT_FDCWD, path, 0) == 0;
+}
+
+/*
+ * A process that runs one program after the other asks for the next number each time: of the numbers
+ * from 1 on, which are taken in order, the first that is free is looked for by halves.
+ */
+uint32_t sub_free_exec_number(const struct sub_identity *self, uint32_t most) {
+    struct sub_identity asked = *self;
+    uint32_t taken = self->exec_number, step = 1;
+    for (asked.exec_number = taken + step; asked.exec_number < most && is_taken(&asked);
+         asked.exec_number = taken + step) {
+        taken = asked.exec_number;
+        step *= 2;
+    }
+    uint32_t free = asked.exec_number < most ? asked.exec_number : most;
+    while (free - taken > 1) {
+        asked.exec_number = taken + (free - taken) / 2;
+        if (is_taken(&asked))
+            taken = asked.exec_number;
+        else
+            free = asked.exec_number;
+    }
+    return free;
+}
+
+/*
+ * The file that a first segment found no room for. It stays, empty: that is how a reader knows why
+ * the image is silent. Whoever looks for room again takes it up.
+ */
+static struct sub_identity without_room;
+static uint32_t chain_without_room;
+
+static bool is_without_room(const struct sub_identity *self, uint32_t chain) {
+    return without_room.pid == self->pid && without_room.start_ticks == self->start_ticks &&
+           without_room.exec_number == self->exec_number && chain_without_room == chain;
+}
+
+static bool has_room(uint64_t size) {
+    struct statfs status;
+    return SYS2(SYS_statfs, sub_directory, &status) != 0 ||
+           (uint64_t)status.f_bavail * (uint64_t)status.f_bsize >= size;
+}
+
 /*
  * Makes, fills with zeros and maps one segment file. Returns 0 or a negative errno.
  *
@@ -63,10 +112,15 @@ long sub_make_segment(const struct sub_identity *self, uint32_t chain, uint32_t 
     struct rlimit limit;
     if (SYS4(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit) == 0 && limit.rlim_cur < size)
         return -EFBIG;
+    /* To the kernel's ledger a file that is made and removed again is one that was removed. */
+    bool first = sub_process->phase == SUB_PHASE_STARTING;
+    bool again = first && is_without_room(self, chain);
+    if ((!first || again) && !has_room(size))
+        return -ENOSPC;
     segment_path(path, self, chain, index);
     /* All permissions are asked for so that what is granted tells the umask. */
-    long fd =
-        SYS4(SYS_openat, AT_FDCWD, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0777);
+    int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | (again ? 0 : O_EXCL);
+    long fd = SYS4(SYS_openat, AT_FDCWD, path, flags, 0777);
     if (fd < 0)
         return fd;
     struct stat status;
@@ -86,8 +140,12 @@ long sub_make_segment(const struct sub_identity *self, uint32_t chain, uint32_t 
         if (base < 0 && base > -4096)
             error = base;
     }
-    if (error != 0)
+    if (error == -ENOSPC && first) {
+        without_room = *self;
+        chain_without_room = chain;
+    } else if (error != 0) {
         SYS3(SYS_unlinkat, AT_FDCWD, path, 0);
+    }
     SYS1(SYS_close, fd);
     if (error != 0)
         return error;

@@ -267,7 +267,8 @@ def test_what_is_no_regular_file_is_left_alone(segments: Path, tmp_path: Path) -
     Segment(72).hello().open(b"/good").write(segments)
     summary, events = decode(segments)
     assert [e["path"] for e in events if "path" in e] == ["/good"]
-    assert summary.foreign_files + summary.unreadable_files == 6
+    # An empty one is of a program that found no room, if there is such a program.
+    assert summary.foreign_files + summary.unreadable_files == 5
 
 
 def test_segments_cut_while_they_are_read(segments: Path) -> None:
