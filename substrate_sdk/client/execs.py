@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -9,7 +10,7 @@ from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2
 from substrate_sdk.client import methods
 from substrate_sdk.client.connection import Answers, Connection
-from substrate_sdk.errors import CallTimeout, StdinClosed
+from substrate_sdk.errors import CallTimeout, StdinClosed, SubstrateError
 from substrate_sdk.types import Decision, Output, OutputStream, Result
 
 #: Bytes of standard input in one request.
@@ -65,8 +66,11 @@ class AsyncOutputReader:
         exec_id: str,
         *,
         timeout_s: float | None = None,
+        start: execs_pb2.StartExecRequest | None = None,
     ) -> None:
-        self._request = execs_pb2.StreamExecRequest(world_id=world_id, exec_id=exec_id, follow=True)
+        self._request = execs_pb2.StreamExecRequest(
+            world_id=world_id, exec_id=exec_id, follow=True, start=start
+        )
         self._answers: Answers[execs_pb2.StreamExecRequest, execs_pb2.StreamExecResponse] = (
             connection.stream(methods.STREAM_EXEC, self._resume, timeout_s=timeout_s)
         )
@@ -193,27 +197,8 @@ class AsyncExec:
         """
         if self._result is not None:
             return self._result
-        kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         reader = self.output(timeout_s=timeout_s)
-        started = time.monotonic()
-        try:
-            async for output in reader:
-                if keep_output:
-                    kept["stderr" if output.stream == "stderr" else "stdout"].append(output.data)
-                if on_output is not None:
-                    on_output(output)
-        except CallTimeout as error:
-            spent_s = time.monotonic() - started
-            raise CallTimeout(
-                f"exec {self.exec_id} is not over after {spent_s:.1f} s; it goes on"
-            ) from error
-        finally:
-            await reader.close()
-        if reader.finished is None:
-            raise CallTimeout(f"the host ended the output of exec {self.exec_id} without a result")
-        self._result = Result.from_proto(
-            reader.finished, b"".join(kept["stdout"]), b"".join(kept["stderr"])
-        )
+        self._result = await _collect(reader, self.exec_id, on_output, keep_output=keep_output)
         return self._result
 
     async def feed(self, data: bytes) -> None:
@@ -240,7 +225,7 @@ class AsyncExec:
 
     async def kill(self) -> None:
         """End it and all it started, at once."""
-        await self.signal("KILL")
+        await kill(self._connection, self.world_id, self.exec_id)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Change the size of its terminal."""
@@ -252,3 +237,62 @@ class AsyncExec:
                 size=execs_pb2.PtySize(rows=rows, columns=columns),
             ),
         )
+
+
+async def run_to_end(
+    connection: Connection,
+    request: execs_pb2.StartExecRequest,
+    on_output: OutputCallback | None = None,
+) -> Result:
+    """Start a command that reads nothing, and follow it to its end, in one call.
+
+    Raises as starting it and waiting for it do; whatever ends the call otherwise ends the command.
+    """
+    reader = AsyncOutputReader(connection, request.world_id, request.exec_id, start=request)
+    try:
+        return await _collect(reader, request.exec_id, on_output, keep_output=True)
+    except SubstrateError:
+        raise
+    except BaseException:
+        # Ctrl-C or a cancelled task: like subprocess.run, leave nothing running behind.
+        with contextlib.suppress(SubstrateError):
+            await kill(connection, request.world_id, request.exec_id)
+        raise
+
+
+async def kill(connection: Connection, world_id: str, exec_id: str) -> None:
+    """End an exec and all it started, at once."""
+    await connection.unary(
+        methods.SIGNAL_EXEC,
+        execs_pb2.SignalExecRequest(
+            world_id=world_id, exec_id=exec_id, signal="KILL", whole_tree=True
+        ),
+    )
+
+
+async def _collect(
+    reader: AsyncOutputReader,
+    exec_id: str,
+    on_output: OutputCallback | None,
+    *,
+    keep_output: bool,
+) -> Result:
+    """Read to the end; the outcome with what was read."""
+    kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+    started = time.monotonic()
+    try:
+        async for output in reader:
+            if keep_output:
+                kept["stderr" if output.stream == "stderr" else "stdout"].append(output.data)
+            if on_output is not None:
+                on_output(output)
+    except CallTimeout as error:
+        spent_s = time.monotonic() - started
+        raise CallTimeout(
+            f"exec {exec_id} is not over after {spent_s:.1f} s; it goes on"
+        ) from error
+    finally:
+        await reader.close()
+    if reader.finished is None:
+        raise CallTimeout(f"the host ended the output of exec {exec_id} without a result")
+    return Result.from_proto(reader.finished, b"".join(kept["stdout"]), b"".join(kept["stderr"]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from substrate_sdk._pb.substrate.world.v1alpha1 import commits_pb2, worlds_pb2
 from substrate_sdk.client import commits, methods, requests
 from substrate_sdk.client.connection import Connection
-from substrate_sdk.client.execs import AsyncExec, OutputCallback
+from substrate_sdk.client.execs import AsyncExec, OutputCallback, run_to_end
 from substrate_sdk.client.files import AsyncFiles
 from substrate_sdk.client.requests import CommandLike, PathLike
 from substrate_sdk.errors import SubstrateError
@@ -215,27 +215,33 @@ class AsyncWorld:
             CommandFailed: with ``check``; it carries the result.
             SubstrateError: Substrate itself could not do what was asked.
         """
-        proc = await self.exec(
-            command,
-            timeout_s=timeout_s,
-            env=env,
-            cwd=cwd,
-            user=user,
-            umask=umask,
-            stdin=stdin is not None,
-            on_ask=on_ask,
-        )
-        try:
-            if stdin is not None and proc.result is None:
-                await proc.feed(stdin.encode("utf-8") if isinstance(stdin, str) else stdin)
-            result = await proc.wait(on_output=on_output)
-        except SubstrateError:
-            raise
-        except BaseException:
-            # Ctrl-C or a cancelled task: like subprocess.run, leave nothing running behind.
-            with contextlib.suppress(SubstrateError):
-                await proc.kill()
-            raise
+        if stdin is None:
+            request = requests.start_exec(
+                command,
+                world_id=self.world_id,
+                env=env,
+                cwd=cwd,
+                user=user,
+                umask=umask,
+                stdin=False,
+                pty=None,
+                timeout_s=timeout_s,
+                agent_id=self._agent_id,
+                on_ask=on_ask,
+                exec_id=None,
+            )
+            result = await run_to_end(self._connection, request, on_output)
+        else:
+            proc = await self.exec(
+                command,
+                timeout_s=timeout_s,
+                env=env,
+                cwd=cwd,
+                user=user,
+                umask=umask,
+                on_ask=on_ask,
+            )
+            result = await _feed_to_end(proc, stdin, on_output)
         if check and not result.ok:
             raise CommandFailed(result)
         return result
@@ -319,3 +325,19 @@ class AsyncWorld:
             methods.REMOVE_WORLD, worlds_pb2.RemoveWorldRequest(world_id=self.world_id)
         )
         self._remove_at_exit = False
+
+
+async def _feed_to_end(
+    proc: AsyncExec, stdin: bytes | str, on_output: OutputCallback | None
+) -> Result:
+    try:
+        if proc.result is None:
+            await proc.feed(stdin.encode("utf-8") if isinstance(stdin, str) else stdin)
+        return await proc.wait(on_output=on_output)
+    except SubstrateError:
+        raise
+    except BaseException:
+        # Ctrl-C or a cancelled task: like subprocess.run, leave nothing running behind.
+        with contextlib.suppress(SubstrateError):
+            await proc.kill()
+        raise

@@ -123,6 +123,9 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
         self, request: execs_pb2.StartExecRequest, context: Context
     ) -> execs_pb2.StartExecResponse:
         await self._note("StartExec", request, context)
+        return execs_pb2.StartExecResponse(exec=self._start(request))
+
+    def _start(self, request: execs_pb2.StartExecRequest) -> execs_pb2.Exec:
         self.execs[request.exec_id] = request
         made = execs_pb2.Exec(
             exec_id=request.exec_id,
@@ -148,13 +151,18 @@ class CannedWorlds(world_service_pb2_grpc.WorldServiceServicer):
                     span_id="00112233445566aa",
                 )
             )
-        return execs_pb2.StartExecResponse(exec=made)
+        return made
 
     async def StreamExec(  # noqa: N802 # gRPC's name
         self, request: execs_pb2.StreamExecRequest, context: Context
     ) -> AsyncIterator[execs_pb2.StreamExecResponse]:
         await self._note("StreamExec", request, context)
         self.offsets.append(request.offset)
+        if request.HasField("start"):
+            made = self._start(request.start)
+            if made.HasField("result"):
+                yield execs_pb2.StreamExecResponse(finished=made.result)
+                return
         cut = self.script.cut_after.pop(0) if self.script.cut_after else None
         sent = 0
         offset = 0

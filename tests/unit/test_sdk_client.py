@@ -66,7 +66,7 @@ def test_a_command_gives_its_result(client: Client) -> None:
             assert result.world_id == WORLD_ID
 
     client.do(act)
-    assert client.host.worlds.calls == ["CreateWorld", "StartExec", "StreamExec", "RemoveWorld"]
+    assert client.host.worlds.calls == ["CreateWorld", "StreamExec", "RemoveWorld"]
 
 
 def test_a_broken_stream_goes_on_where_it_broke(client: Client) -> None:
@@ -95,17 +95,32 @@ def test_a_host_that_keeps_failing_is_an_error_in_the_end(client: Client) -> Non
     assert 2 < client.host.worlds.calls.count("StreamExec") < 20
 
 
-@pytest.mark.parametrize("name", ["StartExec", "RemoveWorld"])
+@pytest.mark.parametrize("name", ["StartExec", "StreamExec", "RemoveWorld"])
 def test_a_lost_call_is_sent_again_with_the_same_id(client: Client, name: str) -> None:
     async def act(sub: AsyncSubstrate) -> None:
         async with sub.world() as world:
             client.host.script.refuse[name] = 2
-            assert (await world.run("hi")).exit_code == 0
+            proc = await world.exec("hi")
+            assert (await proc.wait()).exit_code == 0
 
     client.do(act)
     worlds = client.host.worlds
     assert worlds.calls.count(name) == 3
     assert len(worlds.execs) == 1
+
+
+def test_a_run_that_is_lost_is_asked_for_again_under_the_same_id(client: Client) -> None:
+    async def act(sub: AsyncSubstrate) -> None:
+        world = await sub.world()
+        client.host.script.refuse["StreamExec"] = 2
+        assert (await world.run("hi")).exit_code == 0
+
+    client.do(act)
+    requests = [
+        r for r in client.host.worlds.requests if isinstance(r, execs_pb2.StreamExecRequest)
+    ]
+    assert len({r.start.exec_id for r in requests}) == 1
+    assert len(requests) == 3
 
 
 def test_a_lost_signal_is_not_sent_again(client: Client) -> None:
@@ -185,7 +200,7 @@ def test_a_denial_is_a_result_without_another_call(client: Client) -> None:
             await world.run("denied", check=True)
 
     client.do(act)
-    assert "StreamExec" not in client.host.worlds.calls
+    assert client.host.worlds.calls.count("StreamExec") == 2
 
 
 def test_waiting_has_an_end_and_the_command_goes_on(client: Client) -> None:
@@ -289,7 +304,7 @@ def test_a_command_that_cannot_be_is_refused_before_it_is_sent(
             await world.run(command)
 
     client.do(act)
-    assert "StartExec" not in client.host.worlds.calls
+    assert "StreamExec" not in client.host.worlds.calls
 
 
 def test_a_block_that_fails_keeps_its_error_when_tidying_up_fails_too(client: Client) -> None:
@@ -351,7 +366,7 @@ def test_threads_share_one_client(host: CannedHost) -> None:
         for thread in threads:
             thread.join()
     assert not failures
-    assert host.worlds.calls.count("StartExec") == 80
+    assert host.worlds.calls.count("StreamExec") == 80
 
 
 def test_a_forked_child_goes_on_with_connections_of_its_own(tmp_path: Path) -> None:
@@ -468,7 +483,7 @@ def test_a_connection_that_the_host_closed_meanwhile_is_replaced(tmp_path: Path)
         for _ in range(2):
             with CannedHost(path) as host:
                 assert sub.world().run("hi").stdout == "out\n"
-                assert host.worlds.calls == ["CreateWorld", "StartExec", "StreamExec"]
+                assert host.worlds.calls == ["CreateWorld", "StreamExec"]
 
 
 def test_something_else_at_the_endpoint_is_said_to_be_that(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import grpc.aio
 from substrate_sdk.config import HostPaths
 from substrate_services.agent.server import AgentServicer
 from substrate_services.agent.sessions import Sessions
+from substrate_services.broker.local import LocalBroker
 from substrate_services.broker.server import BrokerServicer
 from substrate_services.broker.source import PolicySource
 from substrate_services.host.identity import host_id
@@ -138,7 +139,8 @@ class Host:
                 telemetry=SegmentTelemetry(store, backend.sync_ledger, decoders),
                 projection=projection,
             )
-            broker = BrokerClient(channel)
+            policies = BrokerServicer(PolicySource(config.home))
+            broker = BrokerClient(LocalBroker(policies))
             execs = Execs(
                 worlds=worlds,
                 store=store,
@@ -173,7 +175,7 @@ class Host:
             server = await build_server(
                 [
                     agent,
-                    BrokerServicer(PolicySource(config.home)),
+                    policies,
                     WorldServicer(
                         availability=availability,
                         worlds=worlds,

@@ -37,6 +37,9 @@ INLINE_PROCESSES = 256
 INLINE_EVENTS = 256
 INLINE_HOSTS = 64
 _SPOOL_BYTES = 1 << 20
+# So much output and input is kept as objects at once, which takes less time than changing threads.
+_AT_ONCE_BYTES = 16 << 10
+_LOG, _STDIN = "output.log", "stdin"
 
 
 _NEVER_RAN = Coverage("none", ("it never ran",))
@@ -131,22 +134,39 @@ class Recorder:
         duration_ns = ended.duration_ns
         if duration_ns is None:
             duration_ns = max(0, time.time_ns() - round(attempt.start.start_time * 1e9))
-        kept = asyncio.to_thread(self._keep_streams, attempt.directory, attempt.start)
         if not ended.never_ran and attempt.effects is None:
             # The decoder is another process: it works while the output is hashed here.
             watch = watch_prefixes(world.layout)
             read = self._telemetry.read(world, attempt.start, watch, ended)
-            (output, start), attempt.telemetry = await asyncio.gather(kept, read)
+            (output, start), attempt.telemetry = await asyncio.gather(
+                self._kept_streams(attempt), read
+            )
         else:
-            output, start = await kept
+            output, start = await self._kept_streams(attempt)
         # One step of a world at a time from its effects to its file: the snapshot that the file
         # names is the one that the next host compares with, whichever record is on disk first.
         async with world.tree.recording:
-            return await self._finish(
-                world, attempt, ended, start=start, output=output, duration_ns=duration_ns
+            # In one go: each change of threads costs as much as the shorter of these by itself.
+            record = await asyncio.to_thread(
+                self._finish,
+                world,
+                attempt,
+                ended,
+                start=start,
+                output=output,
+                duration_ns=duration_ns,
             )
+        if self._projection is not None:
+            self._projection.export(record, attempt.telemetry.events)
+        return record
 
-    async def _finish(
+    async def _kept_streams(self, attempt: Attempt) -> tuple[_Output, SpanStart]:
+        small = _size_of(attempt.directory / _LOG) + _size_of(attempt.directory / _STDIN)
+        if small <= _AT_ONCE_BYTES:
+            return self._keep_streams(attempt.directory, attempt.start)
+        return await asyncio.to_thread(self._keep_streams, attempt.directory, attempt.start)
+
+    def _finish(
         self,
         world: World,
         attempt: Attempt,
@@ -156,9 +176,9 @@ class Recorder:
         output: _Output,
         duration_ns: int,
     ) -> SpanRecord:
-        """The part of :meth:`record` that concurrent steps take in turn."""
+        """The part of :meth:`record` that concurrent steps take in turn; blocks."""
         if not ended.never_ran and attempt.effects is None:
-            found, unexplained = await asyncio.to_thread(_look_at_tree, world, attempt)
+            found, unexplained = _look_at_tree(world, attempt)
             attempt.effects = found
             coverage = _less_what_is_shared(
                 _less_what_is_unread(attempt.telemetry.coverage, found.unread),
@@ -174,15 +194,13 @@ class Recorder:
             record = _record(start, ended, output, attempt, duration_ns)
             record = replace(record, blocked=(*ended.blocked, *blocked))
             # Objects first: a line on disk never names what is not.
-            await asyncio.to_thread(self._store.sync)
+            self._store.sync()
             self._append(world, record, telemetry.events)
             attempt.queued = record
-        await self._journal.flush()
-        if self._projection is not None:
-            self._projection.export(record, telemetry.events)
+        self._journal.flush_sync()
         if effects is not None:
             world.state = world.state.after_step(world.tree.snapshot_id, effects.inputs_digest)
-            await asyncio.to_thread(world.save)
+            world.save()
         return record
 
     def _append(self, world: World, record: SpanRecord, events: tuple[JsonObject, ...]) -> None:
@@ -213,8 +231,8 @@ class Recorder:
 
     def _keep_output(self, directory: Path) -> _Output:
         """Keep the framed log, and each stream by itself, as objects."""
-        log = directory / "output.log"
-        if not log.exists() or log.stat().st_size == 0:
+        log = directory / _LOG
+        if _size_of(log) == 0:
             return _Output()
         with _spool() as stdout, _spool() as stderr:
             sizes = {Stream.STDOUT: 0, Stream.STDERR: 0}
@@ -236,7 +254,7 @@ class Recorder:
 
     def _keep_stdin(self, directory: Path, start: SpanStart) -> SpanStart:
         """What was written to a pipe becomes an object, so that a replay can give it again."""
-        kept = directory / "stdin"
+        kept = directory / _STDIN
         if start.action.stdin_digest is not None or not kept.exists():
             return start
         digest = self._store.put_file(kept)
@@ -318,6 +336,13 @@ def _less_what_is_unread(coverage: Coverage, unread: Sequence[tuple[bytes, str]]
         state="partial" if coverage.state == "full" else coverage.state,
         reasons=(*coverage.reasons, *reasons),
     )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _put_spool(store: ObjectStore, spool: IO[bytes], size: int) -> str | None:

@@ -172,7 +172,17 @@ class WorldServicer(CommitRpcs, FileRpcs):
     ) -> AsyncIterator[execs_pb2.StreamExecResponse]:
         """See the contract."""
         world = self._worlds.get(request.world_id)
-        exec_ = self._execs.get(world, request.exec_id)
+        if request.HasField("start"):
+            if (request.start.world_id, request.start.exec_id) != (
+                request.world_id,
+                request.exec_id,
+            ):
+                raise InvalidField(
+                    "start.exec_id", request.start.exec_id, "expected the exec that is streamed"
+                )
+            exec_ = await self._execs.start(world, exec_request(request.start))
+        else:
+            exec_ = self._execs.get(world, request.exec_id)
         size = exec_.output_log.stat().st_size if exec_.output_log.exists() else 0
         if request.offset > size:
             raise ServiceError(
