@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
@@ -106,6 +107,20 @@ static void settle_losses(struct sub_thread *self) {
     uint64_t lost = __atomic_exchange_n(&sub_process->lost, 0, __ATOMIC_RELAXED);
     if (lost != 0 && sub_process->self.exec_number != 0)
         count_lost(self, lost);
+}
+
+/*
+ * A handler that comes while a segment is being made finds no room, and a timer that is quicker than
+ * the making would interrupt it again and again (fallocate answers EINTR): it waits until then.
+ */
+static uint64_t hold_signals(void) {
+    uint64_t all = ~0ULL, before = 0;
+    SYS4(SYS_rt_sigprocmask, SIG_BLOCK, &all, &before, sizeof(all));
+    return before;
+}
+
+static void release_signals(uint64_t before) {
+    SYS4(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(before));
 }
 
 /* --- threads ---------------------------------------------------------------------------------- */
@@ -318,6 +333,21 @@ static bool take_place(struct sub_thread *self) {
     return ready;
 }
 
+/* Twice at most: a chain that another thread left may be full itself. */
+static struct sub_record *claim_in_next(struct sub_thread *self, uint32_t length) {
+    struct sub_record *record = NULL;
+    uint64_t signals = hold_signals();
+    for (int i = 0; i < 2 && record == NULL && extend_chain(self, length); i++) {
+        settle_losses(self);
+        self->open++;
+        record = sub_claim(length);
+        if (record == NULL)
+            self->open--;
+    }
+    release_signals(signals);
+    return record;
+}
+
 struct sub_record *sub_begin_slow(uint32_t length) {
     struct sub_thread *self = &sub_self;
     if (sub_mode != SUB_ON)
@@ -334,20 +364,8 @@ struct sub_record *sub_begin_slow(uint32_t length) {
             record = sub_claim(length);
         if (record == NULL) {
             self->open--;
-            /* Twice at most: a chain that another thread left may be full itself. */
-            bool try
-                = !sub_quiet && worth_trying(count_lost(self, 0));
-            for (int i = 0; i < 2 && record == NULL && try; i++) {
-                try
-                    = extend_chain(self, length);
-                if (try) {
-                    settle_losses(self);
-                    self->open++;
-                    record = sub_claim(length);
-                    if (record == NULL)
-                        self->open--;
-                }
-            }
+            if (!sub_quiet && worth_trying(count_lost(self, 0)))
+                record = claim_in_next(self, length);
         } else {
             settle_losses(self);
         }

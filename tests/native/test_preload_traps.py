@@ -196,8 +196,8 @@ def test_a_signal_handler_may_do_what_it_likes(recorder: Recorder, tmp_path: Pat
     lost = recording.summary.lost
     assert handled > 10
     assert seen.count("/main") + seen.count("/handler") + lost == 100_000 + handled
-    # Only while a segment is being replaced, which a busy machine stretches.
-    assert lost <= 20 * len(recording.summary.segments)
+    # Only in the instants before signals are held back for the making of a segment.
+    assert lost <= 3
 
 
 def test_a_malloc_that_opens_a_file_does_not_wait_for_itself(
