@@ -335,7 +335,17 @@ struct places;
 struct places *places_new(void);
 void places_clear(struct places *places);
 void places_free(struct places *places);
-struct slice places_resolve(struct places *places, const uint64_t *id, struct slice path);
+/* Notes the path that stands beside an id, if both are there. */
+void places_explain(struct places *places, const uint64_t *id, struct slice path);
+/*
+ * The path that stands beside an id, or that it stood beside before; the latter is good until a path
+ * is noted again.
+ */
+struct slice places_resolve(const struct places *places, const uint64_t *id, struct slice path);
+/* The id of a descriptor, as the library makes it. */
+uint64_t place_of_descriptor(int64_t descriptor);
+/* Follows an open or a copy that says what its descriptor leads to; `path`: that of the open. */
+void places_follow(struct places *places, const struct sub_record *record, struct slice path);
 void places_rename(struct places *places, const struct renaming *renaming);
 
 /* --- descriptors ------------------------------------------------------------------------------ */

@@ -110,7 +110,8 @@ static void resolve_paths(struct writer *writer, const struct sub_record *record
         if (!searched)
             event->path = absolute(writer->path, below ? fields->directory : cwd, fields->path);
     } else if (fields->directory.bytes != NULL) {
-        event->path = fields->directory; /* a call on a descriptor alone */
+        /* A call on a descriptor alone. The copy is there when the place has another path. */
+        event->path = absolute(writer->path, fields->directory, fields->directory);
     } else if (record->type == SUB_CHDIR && fields->cwd.bytes != NULL) {
         event->path = fields->cwd;
     }
@@ -226,6 +227,11 @@ static void write_whole_record(struct writer *writer, uint32_t index,
     struct fields fields;
     struct image *image = &writer->images->list[index];
     parse_fields(record, &fields);
+    uint64_t below = place_of_descriptor(record->arg[0]);
+    if (fields.directory_id == NULL && (record->flags & SUB_FLAG_BELOW) != 0)
+        fields.directory_id = &below;
+    places_explain(writer->places, fields.directory_id, fields.directory);
+    places_explain(writer->places, fields.directory2_id, fields.directory2);
     fields.directory = places_resolve(writer->places, fields.directory_id, fields.directory);
     fields.directory2 = places_resolve(writer->places, fields.directory2_id, fields.directory2);
     if (record->type == SUB_SPAWN_ACTION) {
@@ -263,6 +269,8 @@ static void write_whole_record(struct writer *writer, uint32_t index,
         note_libraries(writer, fields.libraries);
     image->events++;
     write_call(writer, image, record, &fields, &event);
+    if (!child)
+        places_follow(writer->places, record, event.path);
     if (is_rename(record->op) && record->error == 0)
         follow_rename(writer, record, &event);
 }

@@ -1,6 +1,9 @@
 /*
  * What the directory ids of an image stand for, as its records explained them.
  *
+ * What a directory's descriptor leads to was asked of the kernel, or follows from the open that made
+ * it or the descriptor it was copied from (SUB_FLAG_PLACE).
+ *
  * A path is written once and remembered, but the directory keeps its id when it gets another name.
  * Renamings by the image itself are followed; those by another image are not (its records would have
  * to be read at the same time), so a path below a directory that another program moved meanwhile is
@@ -76,25 +79,44 @@ static struct slice copy(struct slice path) {
                           path.length};
 }
 
-/* The path that stands beside an id, or that it stood beside before. */
-struct slice places_resolve(struct places *places, const uint64_t *id, struct slice path) {
-    if (id == NULL || *id == 0)
-        return path;
-    struct place *place = find(places, *id);
-    if (path.length == 0)
-        return place->path;
-    if (place->id == 0 && places->used == PLACES_MAX)
-        return path;
+/* Without a path nothing is known of it any more. */
+static void set(struct places *places, uint64_t id, struct slice path) {
+    struct place *place = find(places, id);
+    if (place->id == 0 && (path.length == 0 || places->used == PLACES_MAX))
+        return;
     if (place->path.length == path.length &&
-        memcmp(place->path.bytes, path.bytes, path.length) == 0)
-        return path;
+        (path.length == 0 || memcmp(place->path.bytes, path.bytes, path.length) == 0))
+        return;
     free((void *)(uintptr_t)place->path.bytes);
     places->used += place->id == 0;
-    place->id = *id;
-    place->path = copy(path);
+    place->id = id;
+    place->path = path.length != 0 ? copy(path) : (struct slice){NULL, 0};
     if (places->used * 2 > places->size)
         make_bigger(places);
-    return path;
+}
+
+void places_explain(struct places *places, const uint64_t *id, struct slice path) {
+    if (id != NULL && *id != 0 && path.length != 0)
+        set(places, *id, path);
+}
+
+struct slice places_resolve(const struct places *places, const uint64_t *id, struct slice path) {
+    return id == NULL || *id == 0 || path.length != 0 ? path : find(places, *id)->path;
+}
+
+uint64_t place_of_descriptor(int64_t descriptor) {
+    return (uint64_t)(uint32_t)descriptor + 1;
+}
+
+void places_follow(struct places *places, const struct sub_record *record, struct slice path) {
+    if ((record->flags & SUB_FLAG_PLACE) == 0 || record->error != 0)
+        return;
+    if (record->type == SUB_OPEN)
+        set(places, place_of_descriptor(record->result),
+            is_absolute(path) ? path : (struct slice){NULL, 0});
+    else if (record->type == SUB_DUP)
+        set(places, place_of_descriptor(record->result),
+            find(places, place_of_descriptor(record->arg[0]))->path);
 }
 
 void places_rename(struct places *places, const struct renaming *renaming) {

@@ -149,6 +149,14 @@ enum sub_record_type {
  * anew (a pipe, a socket that is not connected), no record says what it leads to.
  */
 #define SUB_FLAG_UNNAMED 16u
+/*
+ * Of SUB_OPEN and SUB_DUP that succeeded: their result stands for a path from now on, as if a
+ * SUB_TAG_DIRECTORY_ID of it had been explained. That of an open is its PATH below its directory
+ * (one name, no link followed); that of a copy is what arg[0] stood for.
+ */
+#define SUB_FLAG_PLACE 32u
+/* As a SUB_TAG_DIRECTORY_ID of arg[0] without a path, which most records of a walk would have. */
+#define SUB_FLAG_BELOW 64u
 
 struct sub_record {
     uint32_t length; /* of header and fields, a multiple of 8; stored last, release */
@@ -191,7 +199,8 @@ enum sub_tag {
     /*
      * u64 that stands for what is behind arg[0] or arg[3]. Asking the kernel for a descriptor's path
      * is dear: the path stands beside this (as SUB_TAG_DIRECTORY) when it was asked for, and counts
-     * for later records of the same chain that have the same id and no path.
+     * for later records of the same chain that have the same id and no path. The id is the number of
+     * the descriptor + 1.
      */
     SUB_TAG_DIRECTORY_ID = 16,
     SUB_TAG_DIRECTORY2_ID = 17,

@@ -91,6 +91,7 @@ static void record_copy(enum sub_operation op, uint64_t start, int from, int to)
     record->result = to;
     record->arg[0] = from;
     record->flags |= (state & 1u) != 0 ? SUB_FLAG_UNNAMED : 0;
+    sub_copy_place(record, from, to);
     sub_commit(record);
 }
 

@@ -45,6 +45,7 @@ static char *entry_at(char *const *vector, uint32_t index, bool *readable) {
 
 static struct strings measure(char *const *vector) {
     struct strings strings = {.vector = vector};
+    uintptr_t page = UINTPTR_MAX;
     bool readable = true;
     char *string;
     if (vector == NULL)
@@ -54,7 +55,7 @@ static struct strings measure(char *const *vector) {
         if ((strings.flags & (SUB_FLAG_TRUNCATED | SUB_FLAG_FAULT)) != 0)
             continue;
         uint32_t room = SUB_ARGV_MAX - strings.bytes;
-        size_t length = sub_readable_string(string, room);
+        size_t length = sub_readable_string_near(string, room, &page);
         if (length == SIZE_MAX) {
             strings.flags |= SUB_FLAG_FAULT;
         } else if (length >= room) {
@@ -85,12 +86,13 @@ static unsigned char *put_strings(unsigned char *at, uint16_t tag, const struct 
 
 static uint64_t digest_of(char *const *environment) {
     uint64_t digest = 0;
+    uintptr_t page = UINTPTR_MAX;
     bool readable = true;
     char *variable;
     if (environment == NULL)
         return 0;
     for (uint32_t i = 0; (variable = entry_at(environment, i, &readable)) != NULL; i++) {
-        size_t length = sub_readable_string(variable, 1u << 17);
+        size_t length = sub_readable_string_near(variable, 1u << 17, &page);
         if (length == SIZE_MAX)
             return 0;
         digest += sub_hash_variable(variable, length);
@@ -170,12 +172,13 @@ static bool starts_with(const char *text, const char *prefix) {
 static size_t missing_entries(char *const *environment) {
     size_t count = 0;
     bool preload = false, directory = sub_directory_variable[0] == '\0', readable = true;
+    uintptr_t page = UINTPTR_MAX;
     char *entry;
     if (sub_mode != SUB_ON || sub_preload_path[0] == '\0')
         return 0;
     if (environment != NULL) {
         while ((entry = entry_at(environment, (uint32_t)count, &readable)) != NULL) {
-            if (sub_readable_string(entry, PRELOAD_MAX) == SIZE_MAX)
+            if (sub_readable_string_near(entry, PRELOAD_MAX, &page) == SIZE_MAX)
                 return 0;
             preload = preload || (starts_with(entry, "LD_PRELOAD=") &&
                                   strstr(entry, sub_preload_path) != NULL);

@@ -199,10 +199,20 @@ static long recorded_syscall(long number, long a, long b, long c, long d, long e
 /* --- the jump --------------------------------------------------------------------------------- */
 
 /* Those that only count something, or end something. */
-static void count_call(long number, long a) {
+static void count_call(long number, long a, long b) {
     switch (number) {
     case SYS_close:
         sub_descriptor_unnamed((int)a);
+        break;
+#ifdef SYS_dup2
+    case SYS_dup2:
+#endif
+    case SYS_dup3:
+        if (a != b)
+            sub_descriptor_unnamed((int)b);
+        break;
+    case SYS_close_range:
+        sub_descriptors_unnamed_from((unsigned)a, (unsigned)b);
         break;
     case SYS_exit_group:
         sub_record_exit(SUB_OP_exit_group, (int)a);
@@ -299,7 +309,7 @@ void *sub_prepare_syscall(long number, long a, long b) {
         case SYS_fchownat:
             return recorded;
         default:
-            count_call(number, a);
+            count_call(number, a, b);
             break;
         }
     }

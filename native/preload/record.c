@@ -13,6 +13,10 @@
 #include "sums.h"
 #include "system.h"
 
+#ifndef O_TMPFILE
+#define O_TMPFILE (020000000 | O_DIRECTORY)
+#endif
+
 #define PAGE 4096u
 
 uint32_t sub_directory_changes;
@@ -38,13 +42,14 @@ bool sub_readable(const void *address, size_t bytes) {
 }
 
 /* strnlen that returns SIZE_MAX where the string runs into memory that cannot be read. */
-size_t sub_readable_string(const char *string, size_t max) {
+size_t sub_readable_string_near(const char *string, size_t max, uintptr_t *readable_page) {
     size_t length = 0;
     while (length < max) {
         uintptr_t at = (uintptr_t)string + length;
         size_t here = PAGE - at % PAGE;
-        if (!word_readable(at))
+        if (at / PAGE != *readable_page && !word_readable(at))
             return SIZE_MAX;
+        *readable_page = at / PAGE;
         if (here > max - length)
             here = max - length;
         size_t found = strnlen(string + length, here);
@@ -53,6 +58,11 @@ size_t sub_readable_string(const char *string, size_t max) {
             return length;
     }
     return max;
+}
+
+size_t sub_readable_string(const char *string, size_t max) {
+    uintptr_t none = UINTPTR_MAX; /* no page */
+    return sub_readable_string_near(string, max, &none);
 }
 
 static void descriptor_link(int descriptor, char *name) {
@@ -87,7 +97,8 @@ struct place {
     int descriptor;
     uint64_t id; /* 0: none */
     char *path;
-    size_t length; /* 0: explained before */
+    size_t length;  /* 0: explained before */
+    uint32_t asked; /* when the kernel said so, as PLACE_AGE */
 };
 
 /*
@@ -107,13 +118,14 @@ static uint64_t place_id(int descriptor) {
 }
 
 /* Does a record of this segment say what the descriptor leads to, and is that news? */
-static bool is_known_place(int descriptor, uint64_t id, uint64_t now) {
+static bool is_known_place(struct place *place, uint64_t now) {
     unsigned char *base = sub_hold();
     bool known = false;
     if (base != NULL) {
         const struct sub_place_slot *slot =
-            &sub_place_slots(base)[(uint32_t)descriptor % SUB_PLACE_SLOTS];
-        known = slot->id == id && slot->state == sub_descriptor_state(descriptor) &&
+            &sub_place_slots(base)[(uint32_t)place->descriptor % SUB_PLACE_SLOTS];
+        place->asked = slot->asked;
+        known = slot->id == place->id && slot->state == sub_descriptor_state(place->descriptor) &&
                 PLACE_AGE(now) - slot->asked < 2;
     }
     sub_release();
@@ -131,7 +143,7 @@ static void remember_place(const struct sub_record *record, const struct place *
     slot->id = 0; /* a handler between these lines finds nothing */
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     slot->state = sub_descriptor_state(place->descriptor);
-    slot->asked = PLACE_AGE(record->start_ns);
+    slot->asked = place->asked;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     slot->id = place->id;
 }
@@ -143,12 +155,18 @@ static bool find_place(int descriptor, struct sub_text path, struct place *place
         return true;
     place->descriptor = descriptor;
     place->id = place_id(descriptor);
-    if (place->id != 0 && is_known_place(descriptor, place->id, now))
+    if (place->id != 0 && is_known_place(place, now))
         return true;
+    place->asked = PLACE_AGE(now);
     place->length = sub_descriptor_path(descriptor, place->path, size);
     if (place->length == 0)
         place->id = 0;
     return place->length > 0 || sub_quiet;
+}
+
+/* Of the first place a flag is enough to say that it was explained before. */
+static bool flag_is_enough(const struct place *place) {
+    return place->id != 0 && place->length == 0;
 }
 
 static uint32_t place_size(const struct place *place) {
@@ -167,12 +185,48 @@ static unsigned char *put_place(const struct sub_record *record, unsigned char *
     return sub_put(at, id_tag, &place->id, sizeof(place->id));
 }
 
+/*
+ * Walks open each directory below the one before. What the new descriptor leads to need not be asked
+ * where it can only be one thing: a single name, in a directory that this chain explained, that is
+ * no link which was followed. Such a path is as old as the answer it hangs on, so it is asked again
+ * as soon as that is.
+ */
+static bool opens_place(const struct sub_call *call, struct sub_text path,
+                        const struct place *place) {
+    int flags = call->arg[1];
+    bool follows = (flags & O_NOFOLLOW) == 0 && (flags & (O_CREAT | O_EXCL)) != (O_CREAT | O_EXCL);
+    if (call->type != SUB_OPEN || call->error != 0 || call->result < 0 || place->id == 0 ||
+        follows || (flags & O_TMPFILE) == O_TMPFILE || path.length == 0 || path.flags != 0)
+        return false;
+    for (uint32_t i = 0; i < path.length; i++) { /* "link/" is followed in any case */
+        if (path.bytes[i] == '/')
+            return false;
+    }
+    return !(path.bytes[0] == '.' &&
+             (path.length == 1 || (path.length == 2 && path.bytes[1] == '.')));
+}
+
+/* The result of the record leads there too, from now on. */
+static void remember_result(struct sub_record *record, const struct place *from, int result) {
+    struct place place = {.descriptor = result, .id = place_id(result), .asked = from->asked};
+    record->flags |= SUB_FLAG_PLACE;
+    remember_place(record, &place);
+}
+
+void sub_copy_place(struct sub_record *record, int from, int to) {
+    struct place place = {.descriptor = from, .id = place_id(from)};
+    if (place.id != 0 && is_known_place(&place, record->start_ns))
+        remember_result(record, &place, to);
+}
+
 static void write_call(const struct sub_call *call, struct sub_text path, struct sub_text path2,
                        const struct place *place, const struct place *place2) {
     struct sub_text mode = {call->mode, call->mode != NULL ? (uint32_t)strnlen(call->mode, 16) : 0,
                             0};
-    uint32_t fields = sub_text_size(path) + sub_text_size(path2) + sub_text_size(mode) +
-                      place_size(place) + place_size(place2);
+    uint32_t fields =
+        sub_text_size(path) + sub_text_size(path2) + sub_text_size(mode) + place_size(place2);
+    if (!flag_is_enough(place))
+        fields += place_size(place);
     if (call->sum != NULL)
         fields += sub_field_size(call->sum->bytes);
     uint64_t end = call->sum != NULL ? call->start_ns : sub_now();
@@ -189,8 +243,13 @@ static void write_call(const struct sub_call *call, struct sub_text path, struct
     at = sub_put_text(at, SUB_TAG_PATH, path);
     at = sub_put_text(at, SUB_TAG_PATH2, path2);
     at = sub_put_text(at, SUB_TAG_MODE, mode);
-    at = put_place(record, at, SUB_TAG_DIRECTORY, SUB_TAG_DIRECTORY_ID, place);
+    if (flag_is_enough(place))
+        record->flags |= SUB_FLAG_BELOW;
+    else
+        at = put_place(record, at, SUB_TAG_DIRECTORY, SUB_TAG_DIRECTORY_ID, place);
     put_place(record, at, SUB_TAG_DIRECTORY2, SUB_TAG_DIRECTORY2_ID, place2);
+    if (opens_place(call, path, place))
+        remember_result(record, place, (int)call->result);
     if (call->sum != NULL && path.bytes != NULL)
         sub_remember(record, call->sum);
     sub_commit(record);
@@ -210,7 +269,8 @@ static bool find_places(const struct sub_call *call, struct sub_text path, struc
 static __attribute__((noinline)) void
 record_deep_call(const struct sub_call *call, struct sub_text path, struct sub_text path2) {
     char first[SUB_STRING_MAX], second[SUB_STRING_MAX];
-    struct place place = {-1, 0, first, 0}, place2 = {-1, 0, second, 0};
+    struct place place = {.descriptor = -1, .path = first};
+    struct place place2 = {.descriptor = -1, .path = second};
     find_places(call, path, path2, &place, &place2, sizeof(first));
     write_call(call, path, path2, &place, &place2);
 }
@@ -218,7 +278,8 @@ record_deep_call(const struct sub_call *call, struct sub_text path, struct sub_t
 static __attribute__((noinline)) void
 record_relative_call(const struct sub_call *call, struct sub_text path, struct sub_text path2) {
     char first[DIRECTORY_USUAL], second[DIRECTORY_USUAL];
-    struct place place = {-1, 0, first, 0}, place2 = {-1, 0, second, 0};
+    struct place place = {.descriptor = -1, .path = first};
+    struct place place2 = {.descriptor = -1, .path = second};
     if (find_places(call, path, path2, &place, &place2, sizeof(first)) || call->error == EBADF)
         write_call(call, path, path2, &place, &place2);
     else
@@ -234,7 +295,7 @@ record_relative_call(const struct sub_call *call, struct sub_text path, struct s
 void sub_record_call(const struct sub_call *call) {
     struct sub_text path = sub_text(call->path, call->error);
     struct sub_text path2 = sub_text(call->path2, call->error);
-    static const struct place none = {-1, 0, NULL, 0};
+    static const struct place none = {.descriptor = -1};
     if (unlikely(needs_directory(call->arg[0], path) ||
                  (path2.bytes != NULL && needs_directory(call->arg[3], path2))))
         record_relative_call(call, path, path2);

@@ -89,6 +89,8 @@ static inline void *sub_next(enum sub_operation op) {
 /* Bytes that can be read at an address the program passed and nobody has read yet. */
 bool sub_readable(const void *address, size_t bytes);
 size_t sub_readable_string(const char *string, size_t max);
+/* The same of many strings that lie beside each other: each page is asked about once. */
+size_t sub_readable_string_near(const char *string, size_t max, uintptr_t *readable_page);
 
 /* Is there a recording that this class is part of? 0 stands for what is always told. */
 static inline bool sub_wants(uint32_t class) {
@@ -257,6 +259,9 @@ struct sub_call {
 };
 
 void sub_record_call(const struct sub_call *call);
+
+/* Remembers that a copy leads where the other does, if this chain said where that is. */
+void sub_copy_place(struct sub_record *record, int from, int to);
 
 /* The path a descriptor leads to, into `buffer`; 0 when the kernel does not say. */
 size_t sub_descriptor_path(int descriptor, char *buffer, size_t size);

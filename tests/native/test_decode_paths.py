@@ -176,3 +176,72 @@ def test_the_ids_of_a_line_are_there_once(tmp_path: Path) -> None:
     (line,) = (e for e in sums if e["event_type"] == "nondeterminism")
     assert line["process_id"] >= 1
     assert dict(recording.summary.counts)["source_pid"] == line["process_id"]
+
+
+# --- what descriptors lead to --------------------------------------------------------------------
+
+_PLACE, _BELOW = 32, 64
+
+
+def _below(segment: Segment, fd: int, name: bytes, *, result: int = 9, flags: int = 0) -> Segment:
+    return segment.call(
+        sf.OPEN, "openat", (sf.PATH, name), arg=(fd, 0, 0, 0), result=result, flags=_BELOW | flags
+    )
+
+
+def _opened(segments: Path, segment: Segment) -> list[str | None]:
+    segment.write(segments)
+    _, events = decode(segments)
+    return [event.get("path") for event in events if event.get("syscall") == "openat"]
+
+
+def _explained(fd: int, directory: bytes, name: bytes, *, result: int, flags: int = 0) -> Segment:
+    segment = Segment(10).hello(cwd=b"/elsewhere")
+    return segment.call(
+        sf.OPEN, "openat", (sf.PATH, name), (sf.DIRECTORY, directory),
+        (sf.DIRECTORY_ID, (fd + 1).to_bytes(8, "little")), arg=(fd, 0, 0, 0), result=result,
+        flags=flags,
+    )  # fmt: skip
+
+
+def test_opens_and_copies_say_what_their_descriptors_lead_to(segments: Path) -> None:
+    segment = _explained(3, b"/top", b"a", result=4, flags=_PLACE)
+    _below(segment, 4, b"b", result=5, flags=_PLACE)
+    segment.call(sf.DUP, "dup", arg=(5, 0, 0, 0), result=6, flags=_PLACE)
+    _below(segment, 6, b"c")
+    _below(segment, 5, b"d", result=6, flags=_PLACE)
+    _below(segment, 6, b"e")
+    segment.call(sf.DUP, "dup2", arg=(6, 0, 0, 0), result=6, flags=_PLACE)
+    _below(segment, 6, b"f")
+    assert _opened(segments, segment) == [
+        "/top/a", "/top/a/b", "/top/a/b/c", "/top/a/b/d", "/top/a/b/d/e", "/top/a/b/d/f",
+    ]  # fmt: skip
+
+
+def test_nothing_is_derived_from_what_is_not_known(segments: Path) -> None:
+    """The record that explained it is lost: better no directory than the one before."""
+    segment = _explained(3, b"/top", b"a", result=4, flags=_PLACE)
+    _below(segment, 77, b"b", result=4, flags=_PLACE)
+    _below(segment, 4, b"c")
+    segment.call(sf.DUP, "dup", arg=(78, 0, 0, 0), result=3, flags=_PLACE)
+    _below(segment, 3, b"d")
+    assert _opened(segments, segment) == ["/top/a", "b", "c", "d"]
+
+
+def test_failed_opens_and_those_of_vfork_children_name_no_descriptor(segments: Path) -> None:
+    segment = _explained(3, b"/top", b"a", result=4, flags=_PLACE)
+    segment.call(
+        sf.OPEN, "openat", (sf.PATH, b"x"), arg=(3, 0, 0, 0), result=4, error=2,
+        flags=_BELOW | _PLACE,
+    )  # fmt: skip
+    _below(segment, 3, b"y", result=4, flags=_PLACE | 1)
+    _below(segment, 4, b"z")
+    assert _opened(segments, segment)[-1] == "/top/a/z"
+
+
+def test_a_renamed_directory_takes_what_was_derived_below_it_along(segments: Path) -> None:
+    segment = _explained(3, b"/top", b"a", result=4, flags=_PLACE)
+    _below(segment, 4, b"b", result=5, flags=_PLACE)
+    segment.call(sf.MUTATE, "rename", (sf.PATH, b"/top/a"), (sf.PATH2, b"/new"))
+    _below(segment, 5, b"c")
+    assert _opened(segments, segment)[-1] == "/new/b/c"
