@@ -24,7 +24,7 @@ void add_silent_child(struct scan *scan, uint32_t kernel) {
     const struct image *origin = &scan->images->list[process->origin];
     image->uncovered = origin->uncovered;
     image->silent = !origin->uncovered;
-    image->quiet = origin->quiet;
+    image->quiet = origin->quiet && image->silent;
     chain_image(scan, kernel, NONE, added);
 }
 
@@ -65,7 +65,7 @@ void add_silent_fork(struct scan *scan, uint32_t index) {
                                         .start_ticks = 1ULL << 63 | link.at_ns,
                                         .pid = link.pid};
     image->silent = true;
-    image->quiet = from->quiet;
+    image->quiet = image->filtered = from->quiet || from->filtered;
     image->parent = link.from;
     image->ppid = from->self.pid;
     image->start_ns = link.at_ns;

@@ -261,6 +261,7 @@ struct image {
     bool kernel_start, kernel_exit; /* who says so */
     bool muted;                     /* it recorded other classes than it was told to */
     bool silent;                    /* a child of a covered one that made no recorded call */
+    bool filtered;                  /* below a seccomp filter of a program's */
     bool no_room, unfinished;       /* see struct unborn */
     uint32_t gone_segments, removed_segments;
     uint64_t gone_records;

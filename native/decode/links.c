@@ -179,6 +179,7 @@ void add_uncovered(struct scan *scan) {
             image->ppid = from->self.pid;
         }
         image->uncovered = true;
+        image->filtered = from->quiet || from->filtered;
         image->start_ns = link.at_ns;
         image->utc_offset_ns = from->utc_offset_ns;
         image->boot_offset_ns = from->boot_offset_ns;

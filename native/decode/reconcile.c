@@ -219,6 +219,7 @@ uint32_t add_kernel_image(struct scan *scan, uint32_t kernel, uint64_t at_ns) {
     if (parent != NONE) {
         image->utc_offset_ns = scan->images->list[parent].utc_offset_ns;
         image->boot_offset_ns = scan->images->list[parent].boot_offset_ns;
+        image->filtered = scan->images->list[parent].quiet || scan->images->list[parent].filtered;
     }
     return added;
 }
@@ -250,8 +251,11 @@ void chain_image(struct scan *scan, uint32_t kernel, uint32_t last, uint32_t ima
         images->list[last].next = image;
     images->list[image].process = process->first_image;
     images->list[image].next = NONE;
-    if (last != NONE)
+    if (last != NONE) {
         images->list[image].parent = images->list[process->first_image].parent;
+        if (images->list[last].quiet || images->list[last].filtered)
+            images->list[image].filtered = true;
+    }
 }
 
 /*

@@ -185,6 +185,9 @@ static void write_coverage(struct buffer *out, const struct image *image,
         add_reason(&reasons, &full, 0, "no room for its segment: their file system is full");
     else if (image->uncovered && image->unfinished && removed == 0)
         add_reason(&reasons, &full, 0, "it ended before it had said hello");
+    else if (image->uncovered && image->filtered && removed == 0)
+        add_reason(&reasons, &full, 0,
+                   "it ran below a program's seccomp filter that kills for what recording needs");
     else if (image->uncovered && removed == 0)
         add_reason(&reasons, &full, 0, "no hello: a static, musl, 32-bit or set-id program");
     if (removed != 0)

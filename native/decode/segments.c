@@ -129,6 +129,8 @@ struct listing {
 static void take_file(void *context, const char *name) {
     struct listing *listing = context;
     struct segments *segments = listing->segments;
+    if (strcmp(name, SUB_FILTER_MARK) == 0)
+        return;
     if (strlen(name) >= SEGMENT_NAME_MAX ||
         segments->count + segments->unborn_count == SEGMENTS_MAX) {
         segments->foreign++;

@@ -27,6 +27,8 @@
 
 #define SUB_SEGMENT_DIRECTORY "/run/substrate/seg"
 #define SUB_SEGMENT_VARIABLE "SUBSTRATE_SEGMENTS"
+/* Beside the segments: a u32, by which a program learns that it may be below a filter that kills. */
+#define SUB_FILTER_MARK "filtered"
 /* A symbolic link whose target is the hexadecimal mask of the SUB_CLASS_* that are wanted. */
 #define SUB_CLASSES_LINK "/run/substrate/classes"
 

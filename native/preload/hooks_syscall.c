@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/prctl.h>
@@ -24,11 +25,7 @@
 #include "sums.h"
 #include "system.h"
 
-/*
- * A seccomp filter may answer a system call of ours with a signal to the program. Both ways of
- * installing one are watched; what comes after is written without system calls, as far as the
- * segment reaches.
- */
+/* Both ways of installing a filter are watched: see filters.c. */
 HOOK(int, prctl, (int option, ...)) {
     va_list arguments;
     va_start(arguments, option);
@@ -39,10 +36,13 @@ HOOK(int, prctl, (int option, ...)) {
     va_end(arguments);
     typedef int prctl_function(int, ...);
     prctl_function *next = NEXT(prctl, prctl_function *);
-    if (option == PR_SET_SECCOMP && sub_mode == SUB_ON)
-        sub_become_quiet();
-    return next != NULL ? next(option, a, b, c, d)
-                        : (int)sub_libc_result(SYS5(SYS_prctl, option, a, b, c, d));
+    bool quiet = option == PR_SET_SECCOMP &&
+                 sub_before_filter(a == SECCOMP_MODE_FILTER ? (const void *)b : NULL);
+    int result = next != NULL ? next(option, a, b, c, d)
+                              : (int)sub_libc_result(SYS5(SYS_prctl, option, a, b, c, d));
+    if (quiet && result != 0)
+        sub_become_loud();
+    return result;
 }
 
 /* --- calls whose result is recorded ----------------------------------------------------------- */
@@ -88,6 +88,15 @@ static long looked_up(enum sub_operation op, int dirfd, const char *path, long r
     result = sub_libc_result(result);
     if (sub_wants(SUB_CLASS_STAT))
         sub_count_stat(op, dirfd, path, result, result < 0);
+    return result;
+}
+
+static long install_filter(long operation, long flags, long program) {
+    bool quiet =
+        sub_before_filter(operation == SECCOMP_SET_MODE_FILTER ? (const void *)program : NULL);
+    long result = sub_libc_result(SYS3(SYS_seccomp, operation, flags, program));
+    if (quiet && result < 0)
+        sub_become_loud();
     return result;
 }
 
@@ -175,6 +184,8 @@ static long recorded_syscall(long number, long a, long b, long c, long d, long e
     case SYS_faccessat:
     case SYS_faccessat2:
         return looked_up(SUB_OP_faccessat, (int)a, PATH(b), SYS4(number, a, b, c, d));
+    case SYS_seccomp:
+        return install_filter(a, b, c);
     case SYS_execve:
         return sub_execve(SUB_OP_execve, PATH(a), (char *const *)b, (char *const *)c);
     case SYS_execveat:
@@ -270,8 +281,9 @@ void *sub_prepare_syscall(long number, long a, long b) {
     void *recorded = (void *)(uintptr_t)recorded_syscall;
     if (sub_mode == SUB_ON) {
         switch (number) {
-        case SYS_seccomp:
-            sub_become_quiet();
+        case SYS_seccomp: /* questions about filters change nothing */
+            if (a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER)
+                return recorded;
             break;
         case SYS_clone:
             return prepare_clone(SUB_OP_clone, (uint64_t)a, (uint64_t)b, recorded);

@@ -457,12 +457,22 @@ void sub_flag_segment(uint32_t flag) {
 }
 
 /* Called before a filter is installed: any system call of ours may be fatal afterwards. */
-void sub_become_quiet(void) {
+bool sub_become_quiet(void) {
     if (sub_self.check != 0 && sub_vfork_child() != 0)
-        return; /* the filter is the child's; the memory is its parent's */
+        return false; /* the filter is the child's; the memory is its parent's */
     /* A forked child that has said nothing so far could not say anything later. */
     sub_flag_segment(SUB_SEGMENT_QUIET);
     sub_quiet = 1;
+    return true;
+}
+
+void sub_become_loud(void) {
+    unsigned char *base = own_segment(&sub_self);
+    sub_quiet = 0;
+    if (base != NULL) {
+        struct sub_segment *header = (struct sub_segment *)(void *)base;
+        __atomic_fetch_and(&header->flags, ~SUB_SEGMENT_QUIET, __ATOMIC_RELEASE);
+    }
 }
 
 void sub_mark_exited(void) {

@@ -48,7 +48,17 @@ void *sub_find_function(const char *name);
 /* The hook of that name; NULL. */
 void *sub_own_function(const char *name);
 uint64_t sub_hash_variable(const char *variable, size_t length);
-void sub_become_quiet(void);
+/* False where it is a vfork child that does: its parent goes on as before. */
+bool sub_become_quiet(void);
+/* The filter was not installed after all. */
+void sub_become_loud(void);
+/*
+ * Before a filter (a struct sock_fprog; NULL: strict mode) is installed. True when the process
+ * became quiet for it.
+ */
+bool sub_before_filter(const void *program);
+/* At the start: is this below a filter that may kill for what the library does? */
+bool sub_below_filter(void);
 /* Says something of the image, by a bit of sub_segment.flags. */
 void sub_flag_segment(uint32_t flag);
 void sub_reserve_for_child(void);

@@ -127,6 +127,11 @@ void sub_start(void) {
         return;
     find_environment();
     read_environment();
+    /* First: anything else that the kernel is asked could be the last. */
+    if (sub_below_filter()) {
+        sub_mode = SUB_OFF;
+        return;
+    }
     if (!read_classes() && SYS3(SYS_faccessat, AT_FDCWD, sub_directory, 0) != 0) {
         sub_mode = SUB_OFF;
         return;

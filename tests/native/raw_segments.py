@@ -89,6 +89,8 @@ def read_records(directory: Path) -> list[Record]:
     """All records of all segments in a directory, by time."""
     found = []
     for path in directory.iterdir():
+        if path.name == "filtered":  # SUB_FILTER_MARK
+            continue
         data = path.read_bytes()
         head = HEADER.unpack_from(data)
         assert head[0] == MAGIC
