@@ -193,7 +193,7 @@ struct kernel_process {
     uint32_t parent;             /* NONE */
     uint64_t began_ns, ended_ns; /* ended_ns UINT64_MAX: not known to have ended */
     int32_t status;
-    bool forked, selected;
+    bool forked, selected, separate; /* separate: its memory never was its parent's */
     uint32_t first_exec, last_exec; /* NONE */
     uint32_t removed;               /* of its segments */
     uint32_t first_image;           /* NONE */

@@ -177,6 +177,7 @@ static void take_fork(struct reading *reading, const struct entry *entry) {
     uint32_t added = add_process(reading, entry->host_pid, entry->time_ns);
     struct kernel_process *process = &reading->ledger->processes[added];
     process->forked = true;
+    process->separate = (entry->flags & SUB_LEDGER_SEPARATE) != 0;
     process->parent = parent;
     if (parent != NONE && reading->ledger->processes[parent].pid == 0)
         reading->ledger->processes[parent].pid = parent_pid;

@@ -21,11 +21,12 @@ static bool in_world_namespace(const struct ledger *ledger, const struct sub_ide
 
 /*
  * A child of vfork borrows its parent's memory, the library's too: when it goes on recording where a
- * segment ends, it makes the next one in its parent's name. Only before it runs a program.
+ * segment ends, it makes the next one in its parent's name. Only before it runs a program, and
+ * only where the kernel does not say that its memory is its own.
  */
 static bool may_borrow(const struct ledger *ledger, const struct kernel_file *file) {
     const struct kernel_process *maker = &ledger->processes[file->process];
-    return maker->parent != NONE &&
+    return maker->parent != NONE && !maker->separate &&
            (maker->first_exec == NONE || ledger->execs[maker->first_exec].at_ns > file->at_ns);
 }
 

@@ -58,6 +58,9 @@ enum sub_ledger_type {
 
 /* Bit of sub_ledger_record.flags: `name` holds the last bytes of a longer one. */
 #define SUB_LEDGER_CUT 1u
+/* Bits of that of FORK, neither where the source cannot tell: the child's memory is its parent's. */
+#define SUB_LEDGER_SHARED 2u
+#define SUB_LEDGER_SEPARATE 4u
 
 struct sub_ledger_record {
     uint16_t type;

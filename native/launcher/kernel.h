@@ -50,6 +50,7 @@ const struct known_process *ledger_process(const struct ledger *ledger, int32_t 
 /* Byte offsets in this kernel's structures. */
 struct kernel_offsets {
     uint32_t task_tgid, task_pid, task_signal, task_leader, task_parent, task_exit_code, task_comm;
+    uint32_t task_mm;
     uint32_t signal_flags, signal_exit_code, signal_pids, signal_live;
     uint32_t pid_level, pid_numbers, upid_nr, upid_size;
     uint32_t bprm_filename;

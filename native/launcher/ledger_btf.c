@@ -163,6 +163,7 @@ static int look_up(const struct btf *btf, struct kernel_offsets *o, struct fail 
         {"task_struct", "real_parent", &o->task_parent},
         {"task_struct", "exit_code", &o->task_exit_code},
         {"task_struct", "comm", &o->task_comm},
+        {"task_struct", "mm", &o->task_mm},
         {"signal_struct", "flags", &o->signal_flags},
         {"signal_struct", "group_exit_code", &o->signal_exit_code},
         {"signal_struct", "pids", &o->signal_pids},

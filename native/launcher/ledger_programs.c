@@ -202,6 +202,21 @@ static void record_comm(struct program *p, const struct kernel_offsets *o, int t
     CALL(BPF_FUNC_probe_read_kernel_str);
 }
 
+/* Whether the child's memory is its parent's, as after vfork; the cgroup is not needed any more. */
+static void record_memory(struct program *p, const struct kernel_offsets *o, int child,
+                          int parent) {
+    MOVE(3, child);
+    ADD(3, o->task_mm);
+    read_kernel(p, 10, AT_CGROUP, 8);
+    follow_task(p, parent, o->task_mm);
+    LOAD(BPF_DW, 1, 10, AT_CGROUP);
+    LOAD(BPF_DW, 2, 10, AT_POINTER);
+    STORE_CONSTANT(BPF_H, 8, FIELD(flags), SUB_LEDGER_SHARED);
+    uint32_t shared = jump_registers(p, BPF_JEQ, 1, 2);
+    STORE_CONSTANT(BPF_H, 8, FIELD(flags), SUB_LEDGER_SEPARATE);
+    land(p, shared);
+}
+
 /* sched_process_fork(parent, child) */
 void program_fork(struct program *p, const struct program_maps *maps,
                   const struct kernel_offsets *o, struct depths depths) {
@@ -221,6 +236,7 @@ void program_fork(struct program *p, const struct program_maps *maps,
     begin_record(p, maps, depths, SUB_LEDGER_FORK, &exits);
     record_pids(p, o, depths, 6, FIELD(pid), FIELD(host_pid));
     record_comm(p, o, 6);
+    record_memory(p, o, 6, 9);
     record_pids(p, o, depths, 9, FIELD(status), FIELD(value));
     /* Not whoever called: with CLONE_PARENT the child's parent is the caller's. */
     follow_task(p, 6, o->task_parent);

@@ -11,7 +11,7 @@ RECORD = struct.Struct("<HHIQiiiii12s76s4x")
 MAGIC = 0x314745444C425553
 FORK, EXEC, EXIT, LOST, SEGMENT, REMOVED = range(1, 7)
 BPF, PROC_CONNECTOR = 1, 2
-CUT = 1
+CUT, SHARED, SEPARATE = 1, 2, 4
 #: What host pids are beyond pids, in these tests.
 HOST = 10_000
 
@@ -50,9 +50,9 @@ class Ledger:
         )
         return self
 
-    def fork(self, pid: int, parent: int, at: int) -> Ledger:
+    def fork(self, pid: int, parent: int, at: int, *, flags: int = 0) -> Ledger:
         """``parent`` starts ``pid``."""
-        return self.add(FORK, at, pid, parent=parent)
+        return self.add(FORK, at, pid, parent=parent, flags=flags)
 
     def run(self, pid: int, at: int, name: bytes) -> Ledger:
         """``pid`` runs a program."""

@@ -29,6 +29,7 @@ class Entry:
 
     kind: Kind
     cut: bool
+    flags: int
     value: int
     time_ns: int
     pid: int
@@ -73,6 +74,7 @@ def read_ledger(fd: int | None) -> Ledger:
             Entry(
                 Kind(kind),
                 bool(flags & 1),
+                flags=flags,
                 value=value,
                 time_ns=time_ns,
                 pid=pid,

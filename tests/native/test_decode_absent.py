@@ -9,6 +9,7 @@ import pytest
 from substrate_services.telemetry.coverage import coverage_of
 from substrate_services.telemetry.decode import DecodeSummary
 from substrate_services.telemetry.segments import prepare_directory
+from tests.native import ledger_files as lf
 from tests.native import segment_files as sf
 from tests.native.ledger_files import Ledger
 from tests.native.recording import ROOT, Event, Recorder, compile_c, decode, small_file_system
@@ -163,6 +164,19 @@ def test_removals_by_the_thousand_do_not_take_forever(segments: Path) -> None:
         ledger.run(10, at, b"/bin/next").made(10, at + 1, name).removed(10, at + 2, name)
     summary, _ = _decode(segments, ledger)
     assert (summary.processes_total, summary.processes_covered) == (59_999, 1)
+
+
+@pytest.mark.parametrize(("flags", "forged"), [(0, 0), (lf.SHARED, 0), (lf.SEPARATE, 1)])
+def test_only_a_child_on_its_parents_memory_may_make_its_parents_segment(
+    segments: Path, flags: int, forged: int
+) -> None:
+    Segment(10, created=150, state=sf.CONTINUED).hello().open(b"/a").write(segments)
+    Segment(10, index=1, created=450, first_sequence=2).open(b"/b").write(segments)
+    ledger = _root().fork(11, 10, 300, flags=flags).made(11, 400, "10-1000-1-0-1")
+    summary, events = _decode(segments, ledger.run(11, 500, b"/bin/x").exit(11, 600))
+    assert summary.ledger.forged_segments == forged
+    paths = [event["path"] for event in events if event.get("syscall") == "open"]
+    assert paths == (["/a"] if forged else ["/a", "/b"])
 
 
 @pytest.mark.root

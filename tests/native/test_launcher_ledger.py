@@ -67,6 +67,32 @@ def test_each_process_is_told_with_parent_program_and_end(
     asyncio.run(scenario())
 
 
+_SHARING = """
+import os
+os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_children_on_their_parents_memory_are_told_apart(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            launcher(tmp_path, ledger="bpf") as backend,
+            guest(tmp_path, backend=backend) as box,
+        ):
+            _need(box, "bpf")
+            (tmp_path / "sharing.py").write_text(_SHARING)
+            done = await box.sh(f"exec /usr/bin/python3 -S {tmp_path}/sharing.py")
+            ledger = await _ledger(box)
+            root = done.started.pid
+            told = [entry.flags for entry in ledger.of(Kind.FORK) if entry.parent == root]
+            assert told == [2, 4]  # SUB_LEDGER_SHARED, SUB_LEDGER_SEPARATE
+
+    asyncio.run(scenario())
+
+
 def test_threads_are_left_out_and_a_group_ends_once(tmp_path: Path) -> None:
     script = (
         "import threading\n"
