@@ -218,7 +218,7 @@ def create_world(
         env=env_vars(options.get("env")),
         user=options.get("user") or "",
         limits=None if limits is None else limits.to_proto(),
-        network=[rule for rule in network if rule != "none"],
+        network=[] if list(network) == ["none"] else list(network),
         secrets=[
             types_pb2.SecretRef(name=name, env=variable)
             for variable, name in sorted((options.get("secrets") or {}).items())

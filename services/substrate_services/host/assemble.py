@@ -39,6 +39,7 @@ from substrate_services.world.backends.native import NativeBackend
 from substrate_services.world.beneath import Caller
 from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.execs import Execs
+from substrate_services.world.flowing import StepNetwork
 from substrate_services.world.looks import Looks
 from substrate_services.world.networks import Networks
 from substrate_services.world.observing import SegmentTelemetry
@@ -133,9 +134,12 @@ class Host:
             decoders = Decoders()
             decoders.start()
             stack.push_async_callback(decoders.close)
+            step_network = StepNetwork(networks, journal)
+            worlds.closers.append(step_network.finish)
             recorder = Recorder(
                 store=store,
                 journal=journal,
+                network=step_network,
                 telemetry=SegmentTelemetry(store, backend.sync_ledger, decoders),
                 projection=projection,
             )

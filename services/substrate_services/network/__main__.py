@@ -23,7 +23,7 @@ from substrate_services.network.uplink import UplinkError
 
 log = logging.getLogger("substrate.network")
 
-_LINGER_S = 5.0  # for the next world: starting the way out takes a while
+_LINGER_S = 2.0  # for the next world: starting the way out takes a while
 _LINE_LIMIT = 1 << 24
 
 
@@ -100,7 +100,7 @@ class Helper:
                 )
                 return {}
             case "detach":
-                await service.detach(world_id)
+                await service.detach(world_id, forget=bool(request.get("forget")))
                 return {}
             case "flows":
                 return await service.flows(world_id, _number(request, "after"))

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 from substrate_services.network.addresses import HOST_V4, HOST_V6, ROUTER_V4, ROUTER_V6, slot_of
 from substrate_services.network.netlink import DUMP, REQUEST, Message, attributes, message, split
-from substrate_services.network.rules import HOST_NAME, Address
+from substrate_services.network.presets import HOST_NAME
+from substrate_services.network.rules import Address
 
 OUTBOX_LIMIT = 20_000
 _CONNTRACK, _LOG = 1, 4

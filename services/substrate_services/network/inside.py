@@ -7,6 +7,7 @@ that it makes, here or in a world, stay where they were made when it passes them
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import socket
@@ -138,7 +139,7 @@ class _Inside:
             slot = self._in_world(netns, Links.linked_slot)
             is_new = slot is None
             if slot is None:
-                slot = self._free_slot(set(_numbers(request, "taken")))
+                slot = _free_slot(set(_numbers(request, "taken")), _number(request, "first"))
             # The filter first: from its first packet on the world is under its rules.
             self._nft(ruleset.attach(slot, rules, forget_names=is_new or bool(request["changed"])))
             if is_new:
@@ -148,12 +149,6 @@ class _Inside:
                 number = slot
                 self._in_world(netns, lambda links: links.configure_world(number, with_v6=with_v6))
         return slot
-
-    def _free_slot(self, taken: set[int]) -> int:
-        for slot in SLOTS:
-            if slot not in taken:
-                return slot
-        raise InsideError(f"{len(SLOTS)} worlds with a network are there already")
 
     def _in_world(self, netns: int, work: Callable[[Links], _Result]) -> _Result:
         _enter(netns, _NEWNET)
@@ -171,7 +166,8 @@ class _Inside:
             _enter(world.fileno(), _NEWNET)
             try:
                 family = socket.AF_INET6 if request["v6"] else socket.AF_INET
-                return socket.socket(family, socket.SOCK_STREAM).detach()
+                made = socket.socket(family, socket.SOCK_STREAM)
+                return made.detach()
             finally:
                 _enter(self._router, _NEWNET)
 
@@ -199,6 +195,13 @@ class _Inside:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise InsideError(f"nft refused the filter: {' '.join(said[:2])}")
+
+
+def _free_slot(taken: set[int], first: int) -> int:
+    for slot in itertools.chain(range(first, SLOTS.stop), range(SLOTS.start, first)):
+        if slot not in taken:
+            return slot
+    raise InsideError(f"{len(SLOTS)} worlds with a network are there already")
 
 
 def _long(kind: int, value: int) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+HOST_NAME = "host"
+_HTTPS = 443
+
 PRESETS: dict[str, tuple[str, ...]] = {
     "python": ("pypi.org:443", "files.pythonhosted.org:443"),
     "npm": ("registry.npmjs.org:443", "registry.yarnpkg.com:443"),
@@ -36,3 +39,14 @@ def preset_of(name: str, port: int) -> str | None:
             if fits and int(of_port) == port:
                 return f"@{preset}"
     return None
+
+
+def rule_for(name: str, port: int | None) -> str:
+    """The rule that would open a name on a port; all of it where the port is not known."""
+    if name == HOST_NAME:
+        return f"{HOST_NAME}:{port or 'PORT'}"
+    preset = preset_of(name, port or _HTTPS)
+    if preset is not None:
+        return preset
+    where = f"[{name}]" if ":" in name else name
+    return f"{where}:{port}" if port else where

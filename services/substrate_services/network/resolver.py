@@ -27,7 +27,8 @@ import dns.rdtypes.IN.AAAA
 import dns.rrset
 
 from substrate_services.network.addresses import HOST_V4, HOST_V6, may_answer, slot_of
-from substrate_services.network.rules import HOST_NAME, Address, NetworkRules
+from substrate_services.network.presets import HOST_NAME
+from substrate_services.network.rules import Address, NetworkRules
 
 TTL_LIMIT_S = 3600  # a client asks again after this, whatever the answer said
 OPEN_AT_LEAST_S = 300  # programs keep addresses longer than they should
@@ -260,7 +261,7 @@ class Resolver:
         for rrset in reply.answer:
             rrset.ttl = ttl
         if inside and not addresses:
-            self._refused(slot, name, "answer in a private network")
+            self._refused(slot, name, "private")
         if addresses:
             timeout_s = max(ttl, OPEN_AT_LEAST_S) + _OPEN_BEYOND_S
             opened = Opened(name, tuple(addresses), rules.name_ports(name), timeout_s)

@@ -13,9 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from substrate_services.network.presets import PRESETS
+from substrate_services.network.presets import HOST_NAME, PRESETS
 
-HOST_NAME = "host"
 RULES_LIMIT = 256
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from substrate_services.network import ruleset
-from substrate_services.network.addresses import HOST_V4, HOST_V6
+from substrate_services.network.addresses import HOST_V4, HOST_V6, SLOTS
 from substrate_services.network.flows import Account, Flows
 from substrate_services.network.forwards import Forward, connect_first
 from substrate_services.network.hand import Hand
@@ -31,6 +32,7 @@ from substrate_services.network.uplink import Uplink, UplinkError
 
 log = logging.getLogger(__name__)
 
+_LEFT_LIMIT = 256
 _RTMGRP_ADDRESSES = 0x10 | 0x100  # of IPv4 and IPv6, rtnetlink(7)
 
 
@@ -75,6 +77,9 @@ class Service:
         self._flows: Flows | None = None
         self._members: dict[str, Member] = {}
         self._slots: dict[int, Member] = {}
+        self._left: dict[str, Account] = {}  # of worlds that have ended, until the host knows
+        # What conntrack remembers of a world is not to be another's: numbers go around.
+        self._next = random.SystemRandom().choice(SLOTS)
         self._exposed: dict[tuple[str, int], Exposed] = {}
         self._services: dict[int, list[Forward]] = {}
         self._host: frozenset[Address] = frozenset()
@@ -107,11 +112,13 @@ class Service:
                 pid=init_pid,
                 rules=list(rules.texts),
                 taken=sorted(self._slots),
+                first=self._next,
                 changed=changed,
             )
             slot = answer["slot"]
             assert isinstance(slot, int)
             if known is None:
+                self._next = slot + 1 if slot + 1 in SLOTS else SLOTS.start
                 known = Member(world_id, init_pid, slot, rules)
                 self._members[world_id] = known
                 self._slots[slot] = known
@@ -119,11 +126,18 @@ class Service:
             known.rules = rules
             await self._serve_host_ports()
 
-    async def detach(self, world_id: str) -> None:
-        """Take a world's network away; it need not have one."""
+    async def detach(self, world_id: str, *, forget: bool) -> None:
+        """Take a world's network away; it need not have one.
+
+        Args:
+            world_id: the world.
+            forget: its flows too; nobody will ask.
+        """
         known = self._members.get(world_id)
         if known is not None:
             await self._detach(known)
+        if forget:
+            self._left.pop(world_id, None)
         self._end_if_done()
 
     async def _detach(self, member: Member) -> None:
@@ -136,11 +150,12 @@ class Service:
     async def flows(self, world_id: str, after: int) -> dict[str, object]:
         """What a world's links carried and what was refused, but for what the host has."""
         known = self._members.get(world_id)
-        if known is None or self._flows is None:
+        account = known.account if known is not None else self._left.get(world_id)
+        if account is None or self._flows is None:
             return {"records": [], "lost": 0}
         await self._flows.settle()
-        records = self._flows.records(known.account, after)
-        lost, known.account.lost = known.account.lost, 0
+        records = self._flows.records(account, after)
+        lost, account.lost = account.lost, 0
         return {"records": records, "lost": lost}
 
     async def expose(
@@ -238,6 +253,11 @@ class Service:
 
     async def _forget(self, member: Member) -> None:
         self._unfollow(member)
+        if self._flows is not None:
+            await self._flows.settle()
+        self._left[member.world_id] = member.account
+        while len(self._left) > _LEFT_LIMIT:
+            del self._left[next(iter(self._left))]
         self._members.pop(member.world_id, None)
         self._slots.pop(member.slot, None)
         await self._ask("detach", slot=member.slot)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from substrate_services.journal.schema import Blocked
+from substrate_services.network.presets import rule_for
 from substrate_services.world.base_mounts import is_below
 from substrate_services.world.layout import TMP, Layout
 from substrate_services.world.profile import Mask
@@ -92,7 +93,9 @@ def _of_connect(event: Mapping[str, object], network: tuple[str, ...]) -> Blocke
         return None
     if address.startswith("127.") or address == "::1":
         return None  # the world's own loopback: nobody listens there, nothing was kept away
-    return _no_network(f"connect {address}:{event.get('port', '')}".rstrip(":"))
+    port = event.get("port")
+    number = port if isinstance(port, int) else None
+    return _no_network(f"connect {address}:{number or ''}".rstrip(":"), address, number)
 
 
 def _of_look_up(event: Mapping[str, object], network: tuple[str, ...]) -> Blocked | None:
@@ -101,13 +104,13 @@ def _of_look_up(event: Mapping[str, object], network: tuple[str, ...]) -> Blocke
         return None
     args = event.get("args")
     name = args[0] if isinstance(args, list | tuple) and args else None
-    return _no_network(f"resolve {name}") if isinstance(name, str) else None
+    return _no_network(f"resolve {name}", name, None) if isinstance(name, str) else None
 
 
-def _no_network(what: str) -> Blocked:
+def _no_network(what: str, where: str, port: int | None) -> Blocked:
     return Blocked(
         what,
         "network",
         "network-none",
-        "this world has no network; fetch what is needed on the host, into the project, first",
+        f"this world has no network; add `--net {rule_for(where, port)}`",
     )

@@ -80,6 +80,7 @@ class Networks:
         self._log_file = log_file
         self._capabilities = capabilities
         self._wanted: dict[str, _Wanted] = {}
+        self._had: set[str] = set()  # worlds with something to tell, though it was taken away
         self._exposed: dict[tuple[str, int], tuple[int, int]] = {}  # init pid, port of the host
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -103,6 +104,7 @@ class Networks:
         _require_programs()
         await self._ask(_attach(world_id, _Wanted(init_pid, rules), self._capabilities()))
         self._wanted[world_id] = _Wanted(init_pid, rules)
+        self._had.add(world_id)
 
     async def detach(self, world_id: str) -> None:
         """Take a world's network away; it need not have one."""
@@ -115,7 +117,10 @@ class Networks:
         for key in exposed:
             del self._exposed[key]
         try:
-            await self.detach(world_id)
+            self._wanted.pop(world_id, None)
+            if world_id in self._had:
+                self._had.discard(world_id)
+                await self._ask({"op": "detach", "world_id": world_id, "forget": True})
             if exposed:
                 await self._ask({"op": "unexpose", "world_id": world_id})
         except ServiceError as error:
@@ -128,7 +133,7 @@ class Networks:
             world_id: the world.
             after: what has been kept of what was told before.
         """
-        if world_id not in self._wanted:
+        if world_id not in self._had:
             return [], 0
         try:
             answer = await self._ask({"op": "flows", "world_id": world_id, "after": after})

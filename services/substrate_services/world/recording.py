@@ -28,6 +28,7 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.world.blocked import explain_blocked, watch_prefixes
 from substrate_services.world.ended import Ended
 from substrate_services.world.explained import unexplained_changes
+from substrate_services.world.flowing import StepFlows
 from substrate_services.world.output_log import OutputLogCorrupt, Stream, read_frames
 from substrate_services.world.tree import StepEffects
 from substrate_services.world.worlds import World
@@ -67,6 +68,7 @@ class Attempt:
     start: SpanStart
     directory: Path
     telemetry: StepTelemetry = field(default_factory=StepTelemetry)
+    flows: StepFlows | None = None
     effects: StepEffects | None = None
     shared: bool = False  # something else ran in the world meanwhile
     queued: SpanRecord | None = None  # its lines are with the writer, and may be on disk
@@ -79,6 +81,16 @@ class Telemetry(Protocol):
         self, world: World, start: SpanStart, watch: Sequence[bytes], ended: Ended
     ) -> StepTelemetry:
         """Decode the step's segments. Never raises: what cannot be read lowers the coverage."""
+        ...
+
+
+class Network(Protocol):
+    """Tells what went over a world's network."""
+
+    async def of_step(
+        self, world: World, start: SpanStart, events: Sequence[JsonObject]
+    ) -> StepFlows:
+        """What belongs to a step that has ended."""
         ...
 
 
@@ -106,6 +118,7 @@ class Recorder:
         store: the host's objects.
         journal: the host's journal.
         telemetry: reads segments.
+        network: tells of flows.
         projection: OpenTelemetry, or None.
     """
 
@@ -115,11 +128,13 @@ class Recorder:
         store: ObjectStore,
         journal: Journal,
         telemetry: Telemetry,
+        network: Network,
         projection: Projection | None,
     ) -> None:
         self._store = store
         self._journal = journal
         self._telemetry = telemetry
+        self._network = network
         self._projection = projection
 
     async def record(self, world: World, attempt: Attempt, ended: Ended) -> SpanRecord:
@@ -141,6 +156,10 @@ class Recorder:
             (output, start), attempt.telemetry = await asyncio.gather(
                 self._kept_streams(attempt), read
             )
+            if attempt.flows is None:
+                seen = attempt.telemetry.events
+                attempt.flows = await self._network.of_step(world, attempt.start, seen)
+                attempt.telemetry = _with_flows(attempt.telemetry, attempt.flows)
         else:
             output, start = await self._kept_streams(attempt)
         # One step of a world at a time from its effects to its file: the snapshot that the file
@@ -192,7 +211,8 @@ class Recorder:
         if record is None:
             blocked = explain_blocked(telemetry.events, world.layout, world.spec.network)
             record = _record(start, ended, output, attempt, duration_ns)
-            record = replace(record, blocked=(*ended.blocked, *blocked))
+            stopped = attempt.flows.blocked if attempt.flows is not None else ()
+            record = replace(record, blocked=(*ended.blocked, *blocked, *stopped))
             # Objects first: a line on disk never names what is not.
             self._store.sync()
             self._append(world, record, telemetry.events)
@@ -278,6 +298,16 @@ class EventSink:
         """Keep what was collected; returns its digest, or None where there was nothing."""
         with self._spool:
             return _put_spool(self._store, self._spool, self._size)
+
+
+def _with_flows(telemetry: StepTelemetry, flows: StepFlows) -> StepTelemetry:
+    if not flows.events:
+        return telemetry
+    return replace(
+        telemetry,
+        events=(*telemetry.events, *flows.events),
+        counts=(*telemetry.counts, *flows.counts),
+    )
 
 
 def _less_what_is_shared(coverage: Coverage, shared: bool) -> Coverage:

@@ -159,6 +159,8 @@ class Worlds:
         self._requests: dict[str, asyncio.Task[World]] = {}
         self._background: set[asyncio.Task[object]] = set()
         self.listeners: list[Listener] = []
+        #: Told of a world that goes, when its steps are recorded and what it had is still known.
+        self.closers: list[Callable[[World], Awaitable[None]]] = []
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -428,6 +430,8 @@ class Worlds:
         async with world.exchanging:  # of two boxes the second must be there before it can go
             await self._backend.remove(world_id)
         await finish(world)
+        for close in self.closers:
+            await close(world)
         await self.networks.forget(world_id)
         _let_go(world)
         self._worlds.pop(world_id, None)
