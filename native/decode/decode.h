@@ -82,6 +82,7 @@ struct options {
     bool have_root;
     int32_t root_pid;
     uint64_t root_after_ns; /* CLOCK_MONOTONIC */
+    uint64_t since_ns;      /* CLOCK_MONOTONIC; of the root what is later, and what began later */
     bool have_utc, have_boot;
     int64_t utc_offset_ns, boot_offset_ns; /* to be added to CLOCK_MONOTONIC */
     uint32_t max_events, max_reads, max_writes, max_hosts, max_processes;

@@ -263,12 +263,15 @@ static void write_whole_record(struct writer *writer, uint32_t index,
     if (!child) /* whose descriptors are its own */
         descriptors_follow(writer->descriptors, record, &fields,
                            is_absolute(event.path) ? event.path : (struct slice){NULL, 0});
-    note_files(writer, record, &fields, &event, cwd);
-    note_hosts(writer, record, &fields);
-    if (record->type == SUB_LOAD)
-        note_libraries(writer, fields.libraries);
-    image->events++;
-    write_call(writer, image, record, &fields, &event);
+    /* What an earlier command of a shell did only says where this one begins. */
+    if (record->start_ns + record->elapsed_ns >= writer->options->since_ns) {
+        note_files(writer, record, &fields, &event, cwd);
+        note_hosts(writer, record, &fields);
+        if (record->type == SUB_LOAD)
+            note_libraries(writer, fields.libraries);
+        image->events++;
+        write_call(writer, image, record, &fields, &event);
+    }
     if (!child)
         places_follow(writer->places, record, event.path);
     if (is_rename(record->op) && record->error == 0)

@@ -329,6 +329,7 @@ static bool select_processes(struct ledger *ledger, const struct options *option
         struct kernel_process *process = &ledger->processes[i];
         process->selected = options->have_root
                                 ? i == root || (process->parent != NONE &&
+                                                process->began_ns >= options->since_ns &&
                                                 ledger->processes[process->parent].selected)
                                 : process->forked || process->first_exec != NONE;
     }

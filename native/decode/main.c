@@ -38,6 +38,7 @@ enum option_number {
     OPTION_WORLD,
     OPTION_ROOT_PID,
     OPTION_ROOT_AFTER,
+    OPTION_SINCE,
     OPTION_UTC,
     OPTION_BOOT,
     OPTION_WATCH,
@@ -62,6 +63,7 @@ static const struct option long_options[] = {
     {"world", required_argument, NULL, OPTION_WORLD},
     {"root-pid", required_argument, NULL, OPTION_ROOT_PID},
     {"root-after", required_argument, NULL, OPTION_ROOT_AFTER},
+    {"since", required_argument, NULL, OPTION_SINCE},
     {"utc-offset", required_argument, NULL, OPTION_UTC},
     {"boot-offset", required_argument, NULL, OPTION_BOOT},
     {"watch", required_argument, NULL, OPTION_WATCH},
@@ -115,6 +117,9 @@ static void take_option(struct options *options, int option, const char *name, c
         break;
     case OPTION_ROOT_AFTER:
         options->root_after_ns = (uint64_t)NUMBER(0, INT64_MAX);
+        break;
+    case OPTION_SINCE:
+        options->since_ns = (uint64_t)NUMBER(0, INT64_MAX);
         break;
     case OPTION_UTC:
         options->have_utc = true;

@@ -26,7 +26,8 @@ static bool descends_from_root(struct images *images, const struct options *opti
         found = image->process == images->root ||
                 (image->parent == NONE && images->root == NONE &&
                  image->ppid == options->root_pid && image->start_ns >= options->root_after_ns);
-        if (found)
+        /* Begun by an earlier command of the shell: neither it nor what it starts is this one's. */
+        if (found || image->start_ns < options->since_ns)
             break;
         at = image->parent;
     }

@@ -149,8 +149,8 @@ enum sub_init_type {
     SUB_I_FAILED = 0x0283,    /* sub_failed, text: what failed */
     SUB_I_STDIN_ACK = 0x0284, /* sub_stdin_ack */
     SUB_I_OUTPUT = 0x0285,    /* event: sub_output; the log has grown */
-    SUB_I_EXITED = 0x0286,    /* event: sub_state */
-    SUB_I_STATE = 0x0287,     /* sub_state */
+    SUB_I_EXITED = 0x0286,    /* event: sub_state; of a shell command its directory, a string */
+    SUB_I_STATE = 0x0287,     /* sub_state, directory */
     SUB_I_OK = 0x0288,
     SUB_I_ERROR = 0x0289,     /* sub_error, text */
     SUB_I_PROC_LIST = 0x028a, /* u32 count, u32 truncated, sub_proc... */
@@ -173,6 +173,12 @@ struct sub_welcome {
 #define SUB_START_BUILTIN (1u << 2) /* argv[0] names a file operation, see init/builtin.c */
 #define SUB_START_NO_ASLR (1u << 3) /* personality(ADDR_NO_RANDOMIZE) */
 #define SUB_START_OUTPUT (1u << 4)  /* stdout is the second descriptor; nothing of it is logged */
+
+/*
+ * A shell: stdin is its control, stdout and stderr are nothing. It also gets, from descriptor `rows`
+ * on: the pipe for its reports; stdout and stderr of its commands; a file with their stdin.
+ */
+#define SUB_START_SHELL (1u << 5)
 
 struct sub_start {
     uint32_t flags;
@@ -237,6 +243,18 @@ struct sub_stdin_ack {
 
 enum sub_signal_scope { SUB_SCOPE_MAIN = 0, SUB_SCOPE_TREE = 1, SUB_SCOPE_GROUP = 2 };
 
+/*
+ * A command of a shell. `text` and then `trailer` go to its control; the trailer makes it report
+ * "WORD STATUS DIRECTORY" and NUL. A shell runs one command at a time.
+ */
+struct sub_shell_run {
+    char shell_id[SUB_ID_MAX];
+    char exec_id[SUB_ID_MAX];
+    char word[SUB_ID_MAX];
+    uint64_t timeout_ms;   /* 0: none */
+    uint64_t output_limit; /* bytes of output kept */
+};
+
 struct sub_signal {
     char exec_id[SUB_ID_MAX];
     int32_t signo;
@@ -263,10 +281,12 @@ enum sub_reason {
     SUB_REASON_TIMEOUT = 3,
 };
 
-#define SUB_STATE_TRUNCATED (1u << 0)  /* output was dropped at the limit */
-#define SUB_STATE_LOG_FAILED (1u << 1) /* writing the log failed; log_errno says why */
-#define SUB_STATE_KILLED (1u << 2)     /* SUB_I_SIGNAL killed the tree */
-#define SUB_STATE_LOST (1u << 3)       /* its supervisor was killed; the status is unknown */
+#define SUB_STATE_TRUNCATED (1u << 0)   /* output was dropped at the limit */
+#define SUB_STATE_LOG_FAILED (1u << 1)  /* writing the log failed; log_errno says why */
+#define SUB_STATE_KILLED (1u << 2)      /* SUB_I_SIGNAL killed the tree */
+#define SUB_STATE_LOST (1u << 3)        /* its supervisor was killed; the status is unknown */
+#define SUB_STATE_SHELL_ENDED (1u << 8) /* of a command: its shell ended with it */
+#define SUB_STATE_SPOILED (1u << 9)     /* it wrote to the shell's reports: the shell was ended */
 
 struct sub_state {
     char exec_id[SUB_ID_MAX];
@@ -323,6 +343,7 @@ _Static_assert(sizeof(struct sub_started) == 96, "wire");
 _Static_assert(sizeof(struct sub_failed) == 72, "wire");
 _Static_assert(sizeof(struct sub_stdin) == 80, "wire");
 _Static_assert(sizeof(struct sub_stdin_ack) == 88, "wire");
+_Static_assert(sizeof(struct sub_shell_run) == 208, "wire");
 _Static_assert(sizeof(struct sub_signal) == 72, "wire");
 _Static_assert(sizeof(struct sub_resize) == 72, "wire");
 _Static_assert(sizeof(struct sub_output) == 72, "wire");

@@ -62,6 +62,18 @@ static bool flush_replies(void) {
     return true;
 }
 
+#define STATE_ROOM                                                                                 \
+    (sizeof(struct sub_state) + sizeof(uint32_t) + sizeof((struct exec *)0)->directory)
+
+/* The length of what says all about an exec. */
+static size_t put_state(const struct exec *exec, uint8_t space[STATE_ROOM]) {
+    struct sub_writer writer = {space, 0, STATE_ROOM, false};
+    sub_put(&writer, &exec->state, sizeof exec->state);
+    if (exec->directory[0])
+        sub_put_string(&writer, exec->directory);
+    return writer.used;
+}
+
 static bool send_event(struct exec *exec, uint8_t bit) {
     if (bit == DIRTY_OUTPUT) {
         struct sub_output event = {.log_bytes = exec->state.log_bytes};
@@ -75,7 +87,9 @@ static bool send_event(struct exec *exec, uint8_t bit) {
         memcpy(ack.exec_id, exec->state.exec_id, SUB_ID_MAX);
         return sub_send(self.channel, SUB_I_STDIN_ACK, 0, &ack, sizeof ack, NULL, 0) == 0;
     }
-    return sub_send(self.channel, SUB_I_EXITED, 0, &exec->state, sizeof exec->state, NULL, 0) == 0;
+    uint8_t space[STATE_ROOM];
+    size_t length = put_state(exec, space);
+    return sub_send(self.channel, SUB_I_EXITED, 0, space, length, NULL, 0) == 0;
 }
 
 /* In the order a reader wants them: what was written, then that it ended. */
@@ -132,7 +146,8 @@ static void send_states(uint32_t request) {
         exec->state.stdin_written = exec->input.written;
         if (exec->state.phase != SUB_PHASE_EXITED)
             exec->state.remaining = tree_count(exec);
-        channel_reply(SUB_I_STATE, request, &exec->state, sizeof exec->state);
+        uint8_t space[STATE_ROOM];
+        channel_reply(SUB_I_STATE, request, space, put_state(exec, space));
     }
     channel_reply(SUB_I_OK, request, NULL, 0);
 }
@@ -220,6 +235,9 @@ static void serve(struct sub_packet *packet) {
         return;
     case SUB_I_START:
         execs_start(request, packet);
+        return;
+    case SUB_I_SHELL_RUN:
+        shells_run(request, packet);
         return;
     case SUB_I_STDIN:
         take_stdin(&reader, request);

@@ -91,6 +91,24 @@ static void take_stdio(const struct stdio *stdio, const struct identity *identit
     }
 }
 
+/*
+ * Init's own descriptors may have the numbers that these are to get: first all out of the way. What
+ * the shell passes on as a command's streams is the user's, as take_stdio() says.
+ */
+static void take_shell(const struct stdio *stdio, const struct identity *identity) {
+    if (stdio->shell[0] < 0)
+        return;
+    int above = stdio->shell_base + SHELL_FDS, fds[SHELL_FDS];
+    check(status = fcntl(status, F_DUPFD_CLOEXEC, above), SUB_STAGE_SETUP);
+    for (int i = 0; i < SHELL_FDS; i++) {
+        if (!self.single_id && (i == 1 || i == 2))
+            (void)!fchown(stdio->shell[i], identity->uid, identity->gid);
+        check(fds[i] = fcntl(stdio->shell[i], F_DUPFD_CLOEXEC, above), SUB_STAGE_SETUP);
+    }
+    for (int i = 0; i < SHELL_FDS; i++)
+        check(dup2(fds[i], stdio->shell_base + i), SUB_STAGE_SETUP);
+}
+
 static void set_limits(const struct start *start) {
     /* No core files: init's own limit is 0, and so is everybody's below it. */
     check(setrlimit(RLIMIT_NOFILE, &file_limit), SUB_STAGE_SETUP);
@@ -193,6 +211,7 @@ void child_run(const struct start *start, const struct stdio *stdio, int status_
         fail(SUB_STAGE_USER, error);
     take_stdio(stdio, &identity); /* before the id changes: needs CAP_CHOWN */
     check((int)syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC), SUB_STAGE_SETUP);
+    take_shell(stdio, &identity);
     umask(start->head.umask & 0777);
     set_limits(start);
     if (start->head.flags & SUB_START_NO_ASLR)

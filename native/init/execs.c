@@ -38,7 +38,7 @@ struct exec *execs_find(const char *id) {
     return NULL;
 }
 
-static struct exec *new_exec(const struct start *start) {
+struct exec *exec_new(const struct start *start) {
     uint32_t index = 0;
     while (index < EXECS_MAX && table[index])
         index++;
@@ -64,7 +64,7 @@ static struct exec *new_exec(const struct start *start) {
     return exec;
 }
 
-static void delete_exec(struct exec *exec) {
+void exec_delete(struct exec *exec) {
     for (int i = 0; i < 3; i++)
         sub_close_fd(&exec->outputs[i]);
     sub_close_fd(&exec->stdin_fd);
@@ -74,6 +74,7 @@ static void delete_exec(struct exec *exec) {
     sub_close_fd(&exec->cgroup_fd);
     sub_close_fd(&exec->memory_fd);
     free(exec->input.data);
+    shell_release(exec);
     table[exec->index] = NULL;
     while (execs_high && !table[execs_high - 1])
         execs_high--;
@@ -82,7 +83,7 @@ static void delete_exec(struct exec *exec) {
 
 /* ---- starting -------------------------------------------------------------------------------- */
 
-static void reply_started(uint32_t request, const struct exec *exec, bool existing) {
+void exec_reply_started(uint32_t request, const struct exec *exec, bool existing) {
     struct sub_started started = {.pid = exec->state.pid,
                                   .existing = existing,
                                   .start_mono_ns = exec->state.start_mono_ns,
@@ -92,16 +93,16 @@ static void reply_started(uint32_t request, const struct exec *exec, bool existi
     channel_reply(SUB_I_STARTED, request, &started, sizeof started);
 }
 
-static void reply_failed(uint32_t request, const char *exec_id, int error, uint32_t stage) {
+void exec_reply_failed(uint32_t request, const char *exec_id, int error, uint32_t stage) {
     struct sub_failed failed = {.error = error, .stage = stage};
     memcpy(failed.exec_id, exec_id, strnlen(exec_id, SUB_ID_MAX));
     channel_reply(SUB_I_FAILED, request, &failed, sizeof failed);
 }
 
 static void start_new(uint32_t request, const struct start *start, int log_fd) {
-    struct exec *exec = new_exec(start);
+    struct exec *exec = exec_new(start);
     if (!exec) {
-        reply_failed(request, start->exec_id, errno, SUB_STAGE_REQUEST);
+        exec_reply_failed(request, start->exec_id, errno, SUB_STAGE_REQUEST);
         close(log_fd);
         return;
     }
@@ -112,11 +113,11 @@ static void start_new(uint32_t request, const struct start *start, int log_fd) {
     exec->start_requests[exec->start_askers++] = request;
     if (spawn(exec, start)) {
         int error = errno;
-        reply_failed(request, exec->id, error, SUB_STAGE_REQUEST);
+        exec_reply_failed(request, exec->id, error, SUB_STAGE_REQUEST);
         /* A child that was made nevertheless has been killed and is reaped as a stranger. */
         exec->forgotten = true;
         tree_remove(exec);
-        delete_exec(exec);
+        exec_delete(exec);
         return;
     }
     if (start->head.timeout_ms)
@@ -131,16 +132,16 @@ void execs_start(uint32_t request, struct sub_packet *packet) {
         good = (start.output_fd = sub_packet_take_fd(packet, 1)) >= 0;
     struct exec *existing = good ? execs_find(start.exec_id) : NULL;
     if (!good || log_fd < 0) {
-        reply_failed(request, good ? start.exec_id : "", EINVAL, SUB_STAGE_REQUEST);
+        exec_reply_failed(request, good ? start.exec_id : "", EINVAL, SUB_STAGE_REQUEST);
     } else if (existing && existing->state.phase == SUB_PHASE_STARTING) {
         if (existing->start_askers < START_ASKERS_MAX)
             existing->start_requests[existing->start_askers++] = request;
         else
-            reply_failed(request, existing->id, EAGAIN, SUB_STAGE_REQUEST);
+            exec_reply_failed(request, existing->id, EAGAIN, SUB_STAGE_REQUEST);
     } else if (existing) {
-        reply_started(request, existing, true);
+        exec_reply_started(request, existing, true);
     } else if (start.head.flags & SUB_START_BUILTIN && !builtin_exists(start.argv[0])) {
-        reply_failed(request, start.exec_id, ENOSYS, SUB_STAGE_REQUEST);
+        exec_reply_failed(request, start.exec_id, ENOSYS, SUB_STAGE_REQUEST);
     } else {
         int log = log_fd;
         log_fd = -1;
@@ -164,7 +165,7 @@ void execs_read_status(struct exec *exec) {
         execs_read_supervisor(exec); /* the pid, which was written first */
     if (got == (ssize_t)sizeof failure) {
         for (uint32_t i = 0; i < exec->start_askers; i++)
-            reply_failed(exec->start_requests[i], exec->id, failure.error, failure.stage);
+            exec_reply_failed(exec->start_requests[i], exec->id, failure.error, failure.stage);
         /* It never was an exec: its process goes as a stranger. */
         tree_signal(exec, SIGKILL);
         exec->forgotten = true;
@@ -173,7 +174,7 @@ void execs_read_status(struct exec *exec) {
     }
     exec->state.phase = SUB_PHASE_RUNNING;
     for (uint32_t i = 0; i < exec->start_askers; i++)
-        reply_started(exec->start_requests[i], exec, i > 0);
+        exec_reply_started(exec->start_requests[i], exec, i > 0);
     note_lost(exec);
 }
 
@@ -214,6 +215,8 @@ static void main_ended(struct exec *exec, int status, const struct rusage *usage
     if (exec->killed)
         state->flags |= SUB_STATE_KILLED;
     input_close(exec);
+    if (exec->shell)
+        shell_gone(exec);
 }
 
 /* Somebody in the box killed the supervisor. START is answered first, in whichever order we hear. */
@@ -265,6 +268,8 @@ int execs_signal(struct exec *exec, int signo, uint32_t scope) {
     if (signo < 1 || signo > 64)
         return EINVAL;
     uint64_t now = clock_ns(CLOCK_MONOTONIC);
+    if (exec->of_shell || exec->trailer)
+        return shell_signal(exec, signo);
     if (scope == SUB_SCOPE_TREE) {
         if (signo == SIGKILL) {
             exec->killed = !exec->main_exited;
@@ -352,6 +357,12 @@ int execs_tick(void) {
         struct exec *exec = table[i];
         if (!exec)
             continue;
+        if (exec->trailer && !exec->main_exited) {
+            uint64_t again = limits_frozen() ? UINT64_MAX : shell_tick(exec, now);
+            if (again < next)
+                next = again;
+            continue;
+        }
         if (exec->deadline_ns && exec->deadline_ns <= now && !limits_frozen()) {
             exec->deadline_ns = 0;
             exec->timed_out = true;
@@ -371,7 +382,7 @@ int execs_tick(void) {
         if (look_at_trees && (exec->main_exited || exec->forgotten))
             tree_remove(exec);
         if (is_over(exec)) {
-            delete_exec(exec);
+            exec_delete(exec);
             continue;
         }
         uint64_t wake = exec->deadline_ns && !limits_frozen() ? exec->deadline_ns : UINT64_MAX;

@@ -55,6 +55,16 @@ struct start {
 bool start_parse(struct start *start, const uint8_t *payload, size_t length);
 void start_release(struct start *start);
 
+struct shell_run {
+    struct sub_shell_run head;
+    char *text, *trailer;
+    const char *input; /* in the packet */
+    size_t input_length;
+};
+
+bool shell_run_parse(struct shell_run *run, const uint8_t *payload, size_t length);
+void shell_run_release(struct shell_run *run);
+
 /* ---- execs.c --------------------------------------------------------------------------------- */
 
 enum dirty { DIRTY_OUTPUT = 1, DIRTY_EXITED = 2, DIRTY_STDIN = 4 };
@@ -64,6 +74,18 @@ struct input {
     size_t begin, end;
     uint64_t received, written;
     bool eof, closed;
+};
+
+#define SHELL_FDS 4
+
+struct shell {
+    int report_fd;
+    int object_fd; /* what commands read */
+    struct exec *current;
+    char word[SUB_ID_MAX]; /* of the current command, or of the last */
+    char line[8192];
+    size_t used;
+    bool spoiled;
 };
 
 struct exec {
@@ -85,6 +107,12 @@ struct exec {
     uint64_t ending_since_ns, kill_scan_ns, pty_quiet_since_ns;
     uint64_t last_note_ns;
     struct input input;
+    struct shell *shell;   /* where it is a shell */
+    struct exec *of_shell; /* where it is a command of one */
+    pid_t *before;         /* processes of the shell when it began */
+    size_t before_count;
+    char *trailer;
+    char directory[4097];                      /* where the shell was afterwards */
     uint32_t start_requests[START_ASKERS_MAX]; /* who waits for the answer to START */
     uint32_t start_askers;
     uint32_t watched; /* epoll events wanted on stdin_fd */
@@ -97,6 +125,10 @@ struct exec {
     bool forgotten;   /* only drains what background processes still write */
 };
 
+struct exec *exec_new(const struct start *start);
+void exec_delete(struct exec *exec);
+void exec_reply_started(uint32_t request, const struct exec *exec, bool existing);
+void exec_reply_failed(uint32_t request, const char *exec_id, int error, uint32_t stage);
 void execs_start(uint32_t request, struct sub_packet *packet);
 struct exec *execs_find(const char *id); /* exec_id[64], need not be terminated */
 struct exec *execs_at(uint32_t index);
@@ -117,8 +149,10 @@ struct spawn_failure {
 };
 
 struct stdio {
-    int fds[3];     /* the child's ends */
-    int pty_master; /* -1 without a terminal */
+    int fds[3];           /* the child's ends */
+    int pty_master;       /* -1 without a terminal */
+    int shell[SHELL_FDS]; /* a shell's, at descriptor `shell_base` and above; -1 without */
+    int shell_base;
 };
 
 struct supervisor_report {
@@ -173,6 +207,17 @@ int input_add(struct exec *exec, uint64_t offset, const uint8_t *data, size_t le
 void input_write(struct exec *exec);
 void input_close(struct exec *exec);
 
+/* ---- shells.c -------------------------------------------------------------------------------- */
+
+int shell_prepare(struct exec *exec);
+void shell_release(struct exec *exec);
+void shells_run(uint32_t request, struct sub_packet *packet);
+void shell_gone(struct exec *shell);
+void shell_read_report(struct exec *shell);
+int shell_signal(struct exec *command, int signo);
+void shell_end_command(struct exec *command, uint64_t now);
+uint64_t shell_tick(struct exec *command, uint64_t now); /* when to call it again */
+
 /* ---- tree.c ---------------------------------------------------------------------------------- */
 
 int tree_make(struct exec *exec);
@@ -183,6 +228,9 @@ uint32_t tree_count(struct exec *exec);
 /* Every process of the box, with the exec it belongs to. */
 size_t tree_list(struct sub_proc *out, size_t room, bool *truncated);
 uint64_t process_start_ticks(pid_t pid);
+pid_t process_parent(pid_t pid);
+typedef void tree_visitor(pid_t pid, void *context);
+uint32_t tree_visit(struct exec *exec, tree_visitor *each, void *context);
 size_t tree_kill_strays(void);
 
 /* ---- limits.c: what the kernel counted, and who may run ---------------------------------------- */
@@ -211,6 +259,7 @@ enum watch_kind {
     WATCH_STDIN,
     WATCH_STATUS,
     WATCH_SUPERVISOR,
+    WATCH_REPORT,
 };
 
 int loop_watch(int fd, enum watch_kind kind, uint32_t index, uint32_t events);

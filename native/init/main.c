@@ -124,6 +124,10 @@ static void dispatch(const struct epoll_event *event, int signals) {
     case WATCH_SUPERVISOR:
         execs_read_supervisor(exec);
         break;
+    case WATCH_REPORT:
+        if (exec->shell)
+            shell_read_report(exec);
+        break;
     default:
         break;
     }

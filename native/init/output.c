@@ -13,6 +13,11 @@ static void fail_log(struct exec *exec, int error) {
     (void)!ftruncate(exec->log_fd, (off_t)exec->state.log_bytes);
 }
 
+/* Whose output it is: what a shell's streams bring is its current command's. */
+static struct exec *owner_of(struct exec *exec) {
+    return exec->shell && exec->shell->current ? exec->shell->current : exec;
+}
+
 static void keep(struct exec *exec, int stream, uint8_t *frame, size_t length) {
     uint64_t room = exec->output_limit - exec->output_kept;
     if (length > room) {
@@ -48,7 +53,9 @@ static bool read_some(struct exec *exec, int stream, size_t limit) {
                        limit < CHUNK ? limit : CHUNK);
     if (got > 0) {
         exec->state.out_bytes[stream] += (uint64_t)got;
-        keep(exec, stream, frame, (size_t)got);
+        if (owner_of(exec) != exec)
+            owner_of(exec)->state.out_bytes[stream] += (uint64_t)got;
+        keep(owner_of(exec), stream, frame, (size_t)got);
         return true;
     }
     if (got < 0 && (errno == EAGAIN || errno == EINTR))

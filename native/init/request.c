@@ -31,6 +31,28 @@ void start_release(struct start *start) {
     sub_close_fd(&start->output_fd);
 }
 
+/* The input stays in the packet: it is large, and goes into a file at once. */
+bool shell_run_parse(struct shell_run *run, const uint8_t *payload, size_t length) {
+    struct sub_reader reader = {payload, length, false};
+    uint32_t input = 0;
+    memset(run, 0, sizeof *run);
+    sub_get_into(&reader, &run->head, sizeof run->head);
+    run->head.word[SUB_ID_MAX - 1] = 0;
+    char id[SUB_ID_MAX + 1] = "";
+    memcpy(id, run->head.exec_id, SUB_ID_MAX);
+    run->text = sub_get_string(&reader);
+    run->trailer = sub_get_string(&reader);
+    sub_get_into(&reader, &input, sizeof input);
+    run->input = sub_get(&reader, input);
+    run->input_length = input;
+    return !reader.bad && !reader.left && sub_id_is_valid(id) && run->head.word[0];
+}
+
+void shell_run_release(struct shell_run *run) {
+    free(run->text);
+    free(run->trailer);
+}
+
 bool start_parse(struct start *start, const uint8_t *payload, size_t length) {
     struct sub_reader reader = {payload, length, false};
     memset(start, 0, sizeof *start);

@@ -63,6 +63,19 @@ static int open_pipes(struct exec *exec, const struct start *start, struct stdio
                : 0;
 }
 
+static int open_shell(struct exec *exec, const struct sub_start *head, struct stdio *stdio) {
+    if (shell_prepare(exec) < 0 || make_pipe(1, &exec->stdin_fd, &stdio->fds[0]) ||
+        make_pipe(0, &exec->shell->report_fd, &stdio->shell[0]) ||
+        make_pipe(0, &exec->outputs[0], &stdio->shell[1]) ||
+        make_pipe(0, &exec->outputs[1], &stdio->shell[2]))
+        return -1;
+    stdio->shell[3] = fcntl(exec->shell->object_fd, F_DUPFD_CLOEXEC, 3);
+    stdio->fds[1] = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    stdio->fds[2] = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    stdio->shell_base = head->rows;
+    return stdio->shell[3] < 0 || stdio->fds[1] < 0 || stdio->fds[2] < 0 ? -1 : 0;
+}
+
 static pid_t clone_child(struct exec *exec) {
     struct clone_args arguments = {.exit_signal = SIGCHLD};
     if (exec->cgroup_fd >= 0) {
@@ -118,13 +131,16 @@ static int watch(struct exec *exec) {
     if (exec->supervisor_fd >= 0 &&
         loop_watch(exec->supervisor_fd, WATCH_SUPERVISOR, exec->index, EPOLLIN))
         return -1;
+    if (exec->shell && loop_watch(exec->shell->report_fd, WATCH_REPORT, exec->index, EPOLLIN))
+        return -1;
     return loop_watch(exec->status_fd, WATCH_STATUS, exec->index, EPOLLIN);
 }
 
 int spawn(struct exec *exec, const struct start *start) {
-    struct stdio stdio = {.fds = {-1, -1, -1}, .pty_master = -1};
-    int result = start->head.flags & SUB_START_PTY ? open_terminal(exec, &start->head, &stdio)
-                                                   : open_pipes(exec, start, &stdio);
+    struct stdio stdio = {.fds = {-1, -1, -1}, .pty_master = -1, .shell = {-1, -1, -1, -1}};
+    int result = start->head.flags & SUB_START_SHELL ? open_shell(exec, &start->head, &stdio)
+                 : start->head.flags & SUB_START_PTY ? open_terminal(exec, &start->head, &stdio)
+                                                     : open_pipes(exec, start, &stdio);
     if (result == 0)
         result = tree_make(exec);
     if (result == 0)
@@ -132,6 +148,8 @@ int spawn(struct exec *exec, const struct start *start) {
     int error = errno;
     for (int i = 0; i < 3; i++)
         sub_close_fd(&stdio.fds[i]);
+    for (int i = 0; i < SHELL_FDS; i++)
+        sub_close_fd(&stdio.shell[i]);
     /* The descriptors stay correct without epoll only if nothing runs: a failure here is ours. */
     if (result == 0 && watch(exec)) {
         error = errno;

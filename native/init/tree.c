@@ -90,6 +90,11 @@ static bool read_process(pid_t pid, struct process *out) {
     return fields == 3;
 }
 
+pid_t process_parent(pid_t pid) {
+    struct process process;
+    return read_process(pid, &process) ? process.ppid : 0;
+}
+
 uint64_t process_start_ticks(pid_t pid) {
     struct process process;
     return read_process(pid, &process) ? process.start_ticks : 0;
@@ -175,6 +180,10 @@ static uint32_t visit_descendants(struct exec *exec, visit *each, void *context)
 static uint32_t visit_members(struct exec *exec, visit *each, void *context) {
     return self.cgroup_fd >= 0 ? visit_cgroup(exec, each, context)
                                : visit_descendants(exec, each, context);
+}
+
+uint32_t tree_visit(struct exec *exec, tree_visitor *each, void *context) {
+    return visit_members(exec, each, context);
 }
 
 uint32_t tree_count(struct exec *exec) {
