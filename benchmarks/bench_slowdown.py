@@ -4,6 +4,10 @@ Run ``scripts/bench slowdown`` (``make bench-slowdown``), which sets up what is 
 row's recorders take turns within a round, in an order drawn anew each time, and a ratio is that of
 two runs of one round: the table holds the median of those. Peers, which take long, run in the first
 rounds only. What the decoder takes afterwards, on another core, is a column of its own.
+
+The mean is that of real work. Metadata storms have rows of their own, and so has a shell that does
+nothing but start ``true``: that is no work, it is the price of a start, which is also printed in
+microseconds, next to that of a preloaded library with nothing in it, and so is one event's.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "services"), str(ROOT / "benchmarks")]
 
 from measuring import Busy, machine, machine_line, record, say  # noqa: E402
 
+from benchmarks.slowdown.price import prices, prices_table  # noqa: E402
 from benchmarks.slowdown.recorders import Recorder, Turn, recorders  # noqa: E402
 from benchmarks.slowdown.work import WORK, Work  # noqa: E402
 from benchmarks.truth.sources import NotToBeHad, Sources  # noqa: E402
@@ -152,14 +157,17 @@ def _table(rows: Sequence[Row], columns: Sequence[Recorder]) -> str:
             "decode, ms", "programs", "events", "lost", "us more per program",
             "us more per event"]  # fmt: skip
     lines = [head]
-    for storm in (False, True):
-        part = [row for row in rows if row.work.storm == storm]
+    for what, part in (
+        ("", [row for row in rows if row.work.real]),
+        (" of storms", [row for row in rows if row.work.storm]),
+    ):
         lines += [_cells(row, columns) for row in part]
         for name, summed in (("geometric mean", _geometric), ("highest", _highest)):
             ratios = ([row.ratio(c.name) for row in part] for c in columns[1:])
             cells = [summed([r for r in column if r is not None]) for column in ratios]
             cells.append(summed([statistics.median(r.cpu_ratios) for r in part if r.cpu_ratios]))
-            lines.append([f"**{name}{' of storms' if storm else ''}**", "", *cells])
+            lines.append([f"**{name}{what}**", "", *cells])
+    lines += [_cells(row, columns) for row in rows if row.work.starts]
     return _markdown(lines)
 
 
@@ -216,8 +224,11 @@ def main() -> int:
             rows.append(_measure(rooms, columns, options))
     print(f"{machine_line(machine())}; {busy.share():.0%} of the CPUs busy\n")
     print("\n".join([_table(rows, columns), *_notes(rows)]))
+    priced = {} if options.only else prices()
+    if priced:
+        print(f"\n{prices_table(priced)}")
     if options.record:
-        record("slowdown", _json(rows, busy.share()))
+        record("slowdown", {**_json(rows, busy.share()), "prices": priced})
     return 0
 
 

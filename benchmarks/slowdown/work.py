@@ -35,6 +35,7 @@ class Work:
         times: how often the command runs in a turn, where once is too short for a clock.
         fresh: each turn needs a directory of its own, because the command changes it.
         storm: metadata and nothing else, which has a row of its own.
+        starts: starting programs and nothing else, which has a row of its own.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Work:
     times: int = 1
     fresh: bool = True
     storm: bool = False
+    starts: bool = False
+
+    @property
+    def real(self) -> bool:
+        """Is it work that somebody wants done, whose ratios make the mean?"""
+        return not (self.storm or self.starts)
 
     def ready(self, sources: Sources, room: Path) -> truth.Prepared:
         """Make a turn ready.
@@ -74,6 +81,11 @@ def _trues(_sources: Sources, room: Path) -> truth.Prepared:
     return _prepared("sh", "-c", loop, cwd=room)
 
 
+def _python(_sources: Sources, room: Path) -> truth.Prepared:
+    modules = "argparse, asyncio, email, http.client, json, logging, sqlite3, subprocess, unittest"
+    return _prepared(sys.executable, "-c", f"import {modules}", cwd=room)
+
+
 def _find_usr(_sources: Sources, room: Path) -> truth.Prepared:
     return _prepared("find", "/usr", "-xdev", "-type", "f", "-newer", "/etc/hostname", cwd=room)
 
@@ -97,7 +109,7 @@ WORK: tuple[Work, ...] = (
     _shared("git clone, 3,600 files"),
     _shared("gcc -c of one file", fresh=False),
     _shared("make -j2 of Lua"),
-    Work("200x true in sh", _trues, fresh=False),
+    Work("python start, imports", _python, times=5, fresh=False),
     Work("find /usr", _find_usr, fresh=False),
     _shared("pytest of toolz"),
     _shared("pip install of a wheel"),
@@ -107,4 +119,5 @@ WORK: tuple[Work, ...] = (
     Work("tar -x, 3,600 files", _untar, storm=True),
     _shared("cp -a", storm=True),
     Work("40,000 creates", _creates, storm=True),
+    Work("200x true in sh", _trues, times=3, fresh=False, starts=True),
 )
