@@ -59,6 +59,9 @@ REASONS: Final[dict[str, Reason]] = {
     "POLICY_DENIED": Reason("PERMISSION_DENIED"),
     # What stands in the way.
     "WORLD_LOST": Reason("FAILED_PRECONDITION"),
+    "WORLD_PAUSED": Reason("FAILED_PRECONDITION"),
+    "NOT_PAUSED": Reason("FAILED_PRECONDITION", retryable=True),
+    "LIMIT_UNAVAILABLE": Reason("FAILED_PRECONDITION"),
     "NO_NAMESPACES": Reason("FAILED_PRECONDITION"),
     "NO_NETWORK": Reason("FAILED_PRECONDITION"),
     "WORLD_NOT_MADE": Reason("FAILED_PRECONDITION"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,17 @@ class Limits:
     inodes: int | None = None
     output_bytes: int | None = None
     runtime_s: float | None = None
+
+    def over(self, other: Limits) -> Limits:
+        """These limits, and those of another where these say nothing."""
+        return Limits(
+            **{
+                field.name: getattr(other, field.name)
+                if getattr(self, field.name) is None
+                else getattr(self, field.name)
+                for field in fields(self)
+            }
+        )
 
     def to_proto(self) -> types_pb2.Limits:
         """Write the message."""
@@ -102,6 +113,7 @@ class WorldInfo:
         limits: its limits.
         created_at: when it was made.
         expires_at: when it is removed at the latest.
+        idle_s: seconds of idleness after which it is removed; None is the host's default.
         keep: it stays when its client goes.
         steps: steps recorded.
         running: execs that run now.
@@ -121,6 +133,7 @@ class WorldInfo:
     limits: Limits
     created_at: datetime | None
     expires_at: datetime | None
+    idle_s: float | None
     keep: bool
     steps: int
     running: int
@@ -143,6 +156,9 @@ class WorldInfo:
             limits=Limits.from_proto(proto.limits),
             created_at=to_datetime(proto.created_at) if proto.HasField("created_at") else None,
             expires_at=to_datetime(proto.expires_at) if proto.HasField("expires_at") else None,
+            idle_s=milliseconds(proto.idle_timeout) / 1000
+            if proto.HasField("idle_timeout")
+            else None,
             keep=proto.keep,
             steps=proto.steps,
             running=proto.running,
@@ -166,6 +182,7 @@ class WorldInfo:
             "limits": self.limits.to_json(),
             "created_at": time_form(self.created_at),
             "expires_at": time_form(self.expires_at),
+            "idle_s": self.idle_s,
             "keep": self.keep,
             "steps": self.steps,
             "running": self.running,

@@ -27,6 +27,9 @@ A command that fails, is killed, times out or is denied is a *result*, never one
     │   └── Unauthenticated
     ├── PreconditionFailed
     │   ├── WorldLost             its init is gone
+    │   ├── WorldPaused           it is paused
+    │   ├── NotPaused             some process of it cannot be stopped now
+    │   ├── LimitUnavailable      the host cannot enforce a limit
     │   ├── NoNamespaces          the host cannot make worlds
     │   ├── NotRestorable         parts of a recorded tree are missing
     │   ├── StdinClosed           BrokenPipeError
@@ -88,10 +91,12 @@ __all__ = [
     "HostUnavailable",
     "InternalError",
     "InvalidArgument",
+    "LimitUnavailable",
     "NoNamespaces",
     "NoPty",
     "NotBuilt",
     "NotFound",
+    "NotPaused",
     "NotRestorable",
     "ObjectCorrupt",
     "ObjectMissing",
@@ -121,6 +126,7 @@ __all__ = [
     "WorldLost",
     "WorldNotADirectory",
     "WorldNotFound",
+    "WorldPaused",
     "error_class",
     "from_rpc_error",
 ]
@@ -317,6 +323,24 @@ class WorldLost(PreconditionFailed):
     default_reason = "WORLD_LOST"
 
 
+class WorldPaused(PreconditionFailed):
+    """The world is paused; ``resume`` lets it go on."""
+
+    default_reason = "WORLD_PAUSED"
+
+
+class NotPaused(PreconditionFailed):
+    """The world goes on: some process of it cannot be stopped now."""
+
+    default_reason = "NOT_PAUSED"
+
+
+class LimitUnavailable(PreconditionFailed):
+    """The host cannot enforce a limit; the message says why, and the fix."""
+
+    default_reason = "LIMIT_UNAVAILABLE"
+
+
 class NoNamespaces(PreconditionFailed):
     """The host cannot make worlds; the message has the fix."""
 
@@ -499,6 +523,9 @@ _BY_REASON: dict[str, type[SubstrateError]] = {
             PolicyDenied,
             Unauthenticated,
             WorldLost,
+            WorldPaused,
+            NotPaused,
+            LimitUnavailable,
             NoNamespaces,
             NotRestorable,
             StdinClosed,

@@ -26,6 +26,7 @@ from substrate_sdk.cli.feeding import (
     stdin_has_data,
     terminal_size,
 )
+from substrate_sdk.cli.limits import add_limits, limits_of
 from substrate_sdk.errors import NotBuilt
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def parser(command: str) -> Parser:
     add("--agent", metavar="ID", default="", help="who asks, for records")
     add("--keep", action="store_true", help="keep the world")
     add("--wait", action="store_true", help="wait where policy wants a person to be asked")
+    add_limits(made)
     add("-n", "--no-stdin", action="store_true", help="the command reads nothing")
     add("-q", "--quiet", action="store_true", help="no summary")
     return made
@@ -70,6 +72,8 @@ def main(args: list[str]) -> int:
     inside = options.world or os.environ.get("SUBSTRATE_WORLD_ID", "")
     if options.world and (options.profile or options.policy or options.net or options.keep):
         raise UsageError("--in uses a world as it is: --profile, --policy, --net, --keep make one")
+    if inside and limits_of(options) is not None:
+        raise UsageError("limits are a world's: substrate world update WORLD --memory …")
     with open_substrate(options) as sub:
         world = _world(sub, options, inside)
         try:
@@ -120,6 +124,8 @@ def _world(sub: Substrate, options: argparse.Namespace, inside: str) -> World:
         chosen["profile"] = options.profile
     if options.policy:
         chosen["policy"] = options.policy
+    if (limits := limits_of(options)) is not None:
+        chosen["limits"] = limits
     return sub.world(**chosen)
 
 

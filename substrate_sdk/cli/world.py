@@ -1,7 +1,8 @@
-"""``substrate world create|list|exec|rm``: worlds that stay."""
+"""``substrate world create|list|exec|update|pause|resume|rm``: worlds that stay."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -18,8 +19,12 @@ from substrate_sdk.cli.arguments import (
 )
 from substrate_sdk.cli.exit_codes import exit_code
 from substrate_sdk.cli.failures import UsageError
+from substrate_sdk.cli.limits import add_limits, limits_of
 
-_USAGE = "write: substrate world create | list | exec WORLD -- CMD… | rm WORLD…"
+_USAGE = (
+    "write: substrate world create | list | exec WORLD -- CMD… | update WORLD … | pause WORLD… | "
+    "resume WORLD… | rm WORLD…"
+)
 
 
 def main(args: list[str]) -> int:
@@ -31,6 +36,12 @@ def main(args: list[str]) -> int:
             return _list(args[2:])
         case ["exec"]:
             return _exec(args[2:])
+        case ["update"]:
+            return _update(args[2:])
+        case ["pause"]:
+            return _pause(args[2:], paused=True)
+        case ["resume"]:
+            return _pause(args[2:], paused=False)
         case ["rm" | "remove"]:
             return _remove(args[2:])
         case ["-h" | "--help"]:
@@ -54,6 +65,8 @@ def _create(args: list[str]) -> int:
     add("--cwd", metavar="DIR", help="where commands start")
     add("--user", metavar="U", help="the user in the world")
     add("--ttl", metavar="S", type=seconds, help="remove it after so many seconds")
+    add("--idle", metavar="S", type=seconds, help="remove it after so many seconds of idleness")
+    add_limits(parser)
     add("--label", metavar="NAME=VALUE", action="append", default=[], help="repeatable")
     add("--hostname", metavar="H", help="host name in the world")
     add("--agent", metavar="ID", help="who asks, for records")
@@ -69,12 +82,15 @@ def _create(args: list[str]) -> int:
         ("cwd", "cwd"),
         ("user", "user"),
         ("ttl", "ttl_s"),
+        ("idle", "idle_s"),
         ("hostname", "hostname"),
         ("agent", "agent_id"),
     ):
         value = getattr(options, option)
         if value is not None:
             chosen[name] = value  # type: ignore[literal-required] # the names stand just above
+    if (limits := limits_of(options)) is not None:
+        chosen["limits"] = limits
     chosen["env"] = run.environment(options.env)
     chosen["labels"] = run.environment(options.label)
     with open_substrate(options) as sub:
@@ -119,7 +135,8 @@ def _exec(args: list[str]) -> int:
     options = parser.parse_args(head)
     if not rest or (len(rest) == 1 and options.shell is None):
         raise UsageError("write: substrate world exec WORLD -- CMD…")
-    if options.profile or options.policy or options.net or options.keep or options.world:
+    new_only = (options.profile, options.policy, options.net, options.keep, options.world)
+    if any(new_only) or limits_of(options) is not None:
         raise UsageError("world exec uses a world as it is; options for new ones do not apply")
     world_id, command = rest[0], rest[1:]
     if command and command[0] == "--":
@@ -132,6 +149,62 @@ def _exec(args: list[str]) -> int:
         result = run.run_in(world, given, options)
         run.report(world, result, options, quiet=options.quiet)
     return exit_code(result)
+
+
+def _update(args: list[str]) -> int:
+    parser = Parser("world update", "Change what bounds a world that lives.")
+    add = parser.add_argument
+    add("world", metavar="WORLD")
+    add_limits(parser)
+    add("--ttl", metavar="S", type=_seconds_or_none, help="remove it in so many seconds, or never")
+    add("--idle", metavar="S", type=_seconds_or_none, help="of idleness; default: the host's")
+    add("--label", metavar="NAME=VALUE", action="append", help="all its labels; repeatable")
+    add("--keep", action=argparse.BooleanOptionalAction, help="it stays when its client goes")
+    options = parser.parse_args(args)
+    from substrate_sdk.client.requests import WorldChanges
+
+    changes: WorldChanges = {}
+    if options.ttl is not None:
+        changes["ttl_s"] = options.ttl or None
+    if options.idle is not None:
+        changes["idle_s"] = options.idle or None
+    if options.label is not None:
+        changes["labels"] = run.environment(options.label)
+    if options.keep is not None:
+        changes["keep"] = options.keep
+    asked = limits_of(options)
+    if not changes and asked is None:
+        raise UsageError("name what is to be changed: substrate world update WORLD --memory 2G")
+    with open_substrate(options) as sub:
+        world = sub.connect(options.world)
+        if asked is not None:
+            changes["limits"] = asked.over(world.info.limits)
+        info = world.update(**changes)
+    if options.json:
+        print_json(info.to_json())
+    return 0
+
+
+def _seconds_or_none(text: str) -> float:
+    """Seconds; 0 for "never" and "default"."""
+    return 0.0 if text in ("never", "default") else seconds(text)
+
+
+def _pause(args: list[str], *, paused: bool) -> int:
+    name, what = ("pause", "Stop") if paused else ("resume", "Let go on")
+    parser = Parser(f"world {name}", f"{what} everything in worlds.")
+    parser.add_argument("worlds", metavar="WORLD", nargs="+")
+    options = parser.parse_args(args)
+    with open_substrate(options) as sub:
+        for world_id in options.worlds:
+            world = sub.connect(world_id)
+            if paused:
+                world.pause()
+            else:
+                world.resume()
+    if options.json:
+        print_json({"paused" if paused else "resumed": list(options.worlds)})
+    return 0
 
 
 def _remove(args: list[str]) -> int:

@@ -54,6 +54,15 @@ class Method(Generic[RequestT, ResponseT]):
 
 _WORLD = "/substrate.world.v1alpha1.WorldService/"
 
+UPDATE_WORLD = Method(
+    _WORLD + "UpdateWorld", worlds_pb2.UpdateWorldRequest, worlds_pb2.UpdateWorldResponse
+)
+PAUSE_WORLD = Method(
+    _WORLD + "PauseWorld", worlds_pb2.PauseWorldRequest, worlds_pb2.PauseWorldResponse
+)
+RESUME_WORLD = Method(
+    _WORLD + "ResumeWorld", worlds_pb2.ResumeWorldRequest, worlds_pb2.ResumeWorldResponse
+)
 CREATE_WORLD = Method(
     _WORLD + "CreateWorld", worlds_pb2.CreateWorldRequest, worlds_pb2.CreateWorldResponse
 )

@@ -17,7 +17,7 @@ from substrate_sdk.client.execs import (
     AsyncStdin,
     OutputCallback,
 )
-from substrate_sdk.client.requests import CommandLike, PathLike, WorldOptions
+from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges, WorldOptions
 from substrate_sdk.client.substrate import (
     AsyncSession,
     AsyncSubstrate,
@@ -425,6 +425,22 @@ class World:
             PolicyDenied: policy does not let it.
         """
         return drive(self._inner.apply(*paths, dry_run=dry_run, consent=consent))
+
+    def pause(self) -> None:
+        """Stop everything in it, until :meth:`resume`; time-outs do not run meanwhile. Idempotent.
+
+        Raises:
+            NotPaused: a process of it cannot be stopped now; all go on.
+        """
+        drive(self._inner.pause())
+
+    def resume(self) -> None:
+        """Let everything in it go on. Idempotent."""
+        drive(self._inner.resume())
+
+    def update(self, **changes: Unpack[WorldChanges]) -> WorldInfo:
+        """Change what bounds it; see :meth:`AsyncWorld.update`."""
+        return drive(self._inner.update(**changes))
 
     def remove(self) -> None:
         """End everything in it and take it down; its records stay. Idempotent."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import commits_pb2, worlds_pb2
 from substrate_sdk.client import commits, methods, requests
 from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.execs import AsyncExec, OutputCallback, run_to_end
 from substrate_sdk.client.files import AsyncFiles
-from substrate_sdk.client.requests import CommandLike, PathLike
+from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges
 from substrate_sdk.errors import SubstrateError
 from substrate_sdk.types import Applied, Change, CommandFailed, Result, Snapshot, WorldInfo
 
@@ -318,6 +318,41 @@ class AsyncWorld:
         return await commits.apply(
             self._connection, self.world_id, paths, dry_run=dry_run, consent=consent
         )
+
+    async def pause(self) -> None:
+        """Stop everything in it, until :meth:`resume`; time-outs do not run meanwhile. Idempotent.
+
+        Raises:
+            NotPaused: a process of it cannot be stopped now; all go on.
+        """
+        await self._connection.unary(
+            methods.PAUSE_WORLD, worlds_pb2.PauseWorldRequest(world_id=self.world_id)
+        )
+
+    async def resume(self) -> None:
+        """Let everything in it go on. Idempotent."""
+        await self._connection.unary(
+            methods.RESUME_WORLD, worlds_pb2.ResumeWorldRequest(world_id=self.world_id)
+        )
+
+    async def update(self, **changes: Unpack[WorldChanges]) -> WorldInfo:
+        """Change what bounds it; what is not named stays.
+
+        Args:
+            limits: its limits from now on, all of them; disk and inodes stay as they are.
+            ttl_s: seconds from now after which it is removed; None for never.
+            idle_s: seconds of idleness after which it is removed; None for the host's default.
+            labels: all its labels.
+            keep: it stays when its client goes.
+
+        Raises:
+            InvalidArgument: a value cannot be used, or the disk was to change.
+            LimitUnavailable: the host cannot enforce a limit, or the world uses more than that.
+        """
+        request = requests.update_world(self.world_id, self._info, changes)
+        answer = await self._connection.unary(methods.UPDATE_WORLD, request)
+        self._info = WorldInfo.from_proto(answer.world)
+        return self._info
 
     async def remove(self) -> None:
         """End everything in it and take it down; its records stay. Idempotent."""

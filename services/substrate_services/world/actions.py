@@ -61,6 +61,7 @@ class Actions:
             pty_size=request.pty,
             profile=spec.profile,
             network=spec.network,
+            limits=spec.limits.to_action(),
         )
         return action, None, request.kind
 

@@ -28,6 +28,7 @@ from substrate_services.world.file_kinds import FILES_KINDS
 from substrate_services.world.ids import EXEC_ID, LOOK_PREFIX
 from substrate_services.world.init_client import ExecState, InitError, InitGone, Phase, Scope
 from substrate_services.world.left_steps import read_execs
+from substrate_services.world.limited import with_limits
 from substrate_services.world.output_log import Stream, encode_frame
 from substrate_services.world.recording import Attempt, Recorder
 from substrate_services.world.starting import mark_shared, start_in_box
@@ -113,6 +114,7 @@ class Execs:
             )
         # A rollback is not to find a command that is about to start.
         async with world.gate.shared():
+            world.require_running()
             return await self._decide_and_start(world, request)
 
     async def _decide_and_start(self, world: World, request: ExecRequest) -> Exec:
@@ -267,7 +269,7 @@ class Execs:
         """See :class:`Listener`."""
         exec_ = self._find(world, state.exec_id)
         if exec_ is not None and exec_.phase == "running":
-            ended = Ended.of(state, killed_by_user=exec_.killed_by_user)
+            ended = _ended(world, exec_, state)
             self._track(self._finish(world, exec_, ended))
 
     def world_lost(self, world: World) -> None:
@@ -366,7 +368,7 @@ class Execs:
                 if state is None:
                     self._track(self._finish(world, exec_, outcome_of(exec_)))
                 elif state.phase is Phase.EXITED:
-                    self._track(self._finish(world, exec_, Ended.of(state, killed_by_user=False)))
+                    self._track(self._finish(world, exec_, _ended(world, exec_, state)))
                 else:
                     exec_.pid = state.pid
                     digest = exec_.start.action.stdin_digest
@@ -379,3 +381,8 @@ class Execs:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("recording a step failed", exc_info=error)
+
+
+def _ended(world: World, exec_: Exec, state: ExecState) -> Ended:
+    ended = Ended.of(state, killed_by_user=exec_.killed_by_user)
+    return with_limits(ended, state, world.spec.limits, exec_.start.action)

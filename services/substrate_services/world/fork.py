@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from substrate_services.journal.schema import SpanRecord
+from substrate_services.world.limits import Limits
 from substrate_services.world.preparing import WorldRequest
 from substrate_services.world.worlds import World
 
@@ -30,6 +31,7 @@ def fork_request(record: SpanRecord, origin: World | None, request_id: str) -> W
             env={name: value for name, value in action.env if name != b"PWD"},
             user=action.user,
             network=action.network,
+            limits=Limits.from_action(action.limits),
             labels=record.labels,
             keep=True,
             after_span_id=record.span_id,
@@ -45,6 +47,7 @@ def fork_request(record: SpanRecord, origin: World | None, request_id: str) -> W
         env=dict(spec.env),
         user=spec.user,
         network=spec.network,
+        limits=spec.limits,
         hostname=spec.hostname,
         labels=spec.labels,
         keep=spec.keep,

@@ -109,8 +109,10 @@ class Looks:
             operation: its name and arguments; paths are absolute.
 
         Raises:
+            ServiceError: WORLD_PAUSED.
             StartFailed, InitGone: it could not be started.
         """
+        world.require_running()
         look_id = new_id("look")
         key = (world.spec.world_id, look_id)
         pipe, writer = os.pipe2(os.O_CLOEXEC)

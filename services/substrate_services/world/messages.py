@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, worlds_pb2
@@ -17,6 +17,8 @@ from substrate_services.wire.convert import (
     timestamp_to_proto,
 )
 from substrate_services.world.backends.base import BackendCapabilities
+from substrate_services.world.limit_rows import limit_rows
+from substrate_services.world.limits_wire import limits_from_proto, limits_to_proto
 from substrate_services.world.networks import network_rows
 from substrate_services.world.output_log import Frame, Stream
 from substrate_services.world.preparing import WorldRequest
@@ -54,12 +56,8 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
         validation.span_id("source.after_span_id", request.source.after_span_id)
     if source == "snapshot_id":
         validation.digest("source.snapshot_id", request.source.snapshot_id)
-    if request.limits.ListFields():
-        raise _not_built(f"limits.{request.limits.ListFields()[0][0].name}")
     if request.secrets:
         raise _not_built("secrets")
-    if len(request.labels) > _LABELS_LIMIT:
-        raise InvalidField("labels", len(request.labels), f"expected at most {_LABELS_LIMIT}")
     return WorldRequest(
         cwd=validation.normal_path("cwd", request.cwd),
         request_id=request.request_id,
@@ -75,7 +73,7 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
             for index, rule in enumerate(request.network)
         ),
         hostname=_hostname(request.hostname),
-        labels=tuple((label.key, label.value) for label in request.labels),
+        labels=checked_labels("labels", request.labels),
         keep=request.keep,
         ttl_s=validation.duration_s("ttl", request.ttl) if request.HasField("ttl") else None,
         idle_timeout_s=validation.duration_s("idle_timeout", request.idle_timeout)
@@ -89,7 +87,15 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
         snapshot_id=request.source.snapshot_id or None,
         use_host_base=request.source.use_host_base,
         telemetry=_telemetry(request.telemetry),
+        limits=limits_from_proto(request.limits),
     )
+
+
+def checked_labels(field: str, labels: Sequence[types_pb2.Label]) -> tuple[tuple[str, str], ...]:
+    """Labels as the domain has them. Raises InvalidField."""
+    if len(labels) > _LABELS_LIMIT:
+        raise InvalidField(field, len(labels), f"expected at most {_LABELS_LIMIT}")
+    return tuple((label.key, label.value) for label in labels)
 
 
 def exec_request(request: execs_pb2.StartExecRequest) -> ExecRequest:
@@ -157,6 +163,8 @@ def world_to_proto(world: World, *, moved_base: Iterable[bytes] = ()) -> worlds_
         if world.lost
         else worlds_pb2.WORLD_STATE_REMOVING
         if world.removing
+        else worlds_pb2.WORLD_STATE_PAUSED
+        if world.state.paused
         else worlds_pb2.WORLD_STATE_READY,
         profile=spec.profile,
         project=spec.project.root if spec.project is not None else None,
@@ -171,7 +179,10 @@ def world_to_proto(world: World, *, moved_base: Iterable[bytes] = ()) -> worlds_
         snapshot_id=world.state.snapshot_id,
         moved_base=moved_base,
         hostname=spec.hostname,
+        limits=limits_to_proto(spec.limits),
     )
+    if spec.idle_timeout_s is not None:
+        message.idle_timeout.FromNanoseconds(round(spec.idle_timeout_s * 1e9))
     if spec.expires_at is not None:
         message.expires_at.CopyFrom(timestamp_to_proto(spec.expires_at))
     return message
@@ -257,6 +268,7 @@ def capabilities_to_proto(
         ),
         worlds_pb2.Capability(feature="kill", state="works", mode=found.kill),
     ]
+    rows += limit_rows(found)
     rows.append(_landlock(found.landlock_abi))
     rows += telemetry_rows(found)
     rows += [

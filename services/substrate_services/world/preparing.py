@@ -18,11 +18,13 @@ from substrate_services.objects.errors import ObjectCorrupt, ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
+from substrate_services.world.disk import make_disk, require_disk
 from substrate_services.world.ids import new_id, new_trace_id
 from substrate_services.world.injection import Injection, choose_injection
 from substrate_services.world.layers import walk_directory
 from substrate_services.world.layout import Layout, LayoutRequest, make_layout
 from substrate_services.world.layout_file import save_layout
+from substrate_services.world.limits import NO_LIMITS, Limits
 from substrate_services.world.networks import read_rules
 from substrate_services.world.profile import DEFAULT_PATH, allowed_env
 from substrate_services.world.project import Project, ProjectRefused, find_project
@@ -41,7 +43,13 @@ from substrate_services.world.snapshots import (
     get_snapshot,
     put_directory,
 )
-from substrate_services.world.sources import TreeSource, after_span, before_span, of_snapshot
+from substrate_services.world.sources import (
+    TreeSource,
+    after_span,
+    before_span,
+    find_record,
+    of_snapshot,
+)
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.tree import WorldTree
 
@@ -74,6 +82,7 @@ class WorldRequest:
     snapshot_id: str | None = None
     use_host_base: bool = False
     telemetry: tuple[str, ...] = ()
+    limits: Limits = NO_LIMITS
 
 
 class NotRestorable(ServiceError):
@@ -141,6 +150,14 @@ class Preparer:
             ServiceError: PROJECT_REFUSED, NOT_BUILT, NOT_RESTORABLE, SPAN_NOT_FOUND.
         """
         _refuse_what_is_not_built(request)
+        limits = request.limits
+        if request.before_span_id is not None and limits == NO_LIMITS:
+            # A replay has the bounds that the recording had: they are a part of the action.
+            limits = Limits.from_action(
+                find_record(self._reader, request.before_span_id).action.limits
+            )
+        limits.require(self._backend.capabilities())
+        require_disk(limits, self._backend.capabilities())
         directory.mkdir(mode=0o700, parents=True)
         (directory / "execs").mkdir()
         login_home = _login_home()
@@ -162,6 +179,8 @@ class Preparer:
                 project = find_project(cwd, homes, os.fsencode(self._home))
             except ProjectRefused as error:
                 raise ServiceError("PROJECT_REFUSED", str(error)) from error
+        if limits.needs_disk:
+            make_disk(directory, limits)
         layout, injection = self.lay_out(
             directory, home=home, login_home=login_home, project=project, mounts=mounts
         )
@@ -211,6 +230,7 @@ class Preparer:
             policy_file=request.policy_file,
             restored_from=source.span_id or source.snapshot_id if source is not None else None,
             telemetry=request.telemetry,
+            limits=limits,
         )
         return Prepared(
             spec=spec,
@@ -277,6 +297,8 @@ class Preparer:
         if directory.exists():
             remove_tree(directory)
         directory.mkdir(mode=0o700)
+        if spec.limits.needs_disk:
+            make_disk(directory, spec.limits)
         layout, _injection = self.lay_out(
             directory,
             home=spec.home,

@@ -9,12 +9,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from substrate_services.world.disk import detach_disks
 from substrate_services.world.spec import forget_state
 
 
 def move_to(directory: Path, trash: Path) -> bool:
     """Move a directory into ``trash``; False where there is none."""
     trash.mkdir(mode=0o700, exist_ok=True)
+    detach_disks(directory)
     try:
         directory.rename(trash / directory.name)
     except FileNotFoundError:
@@ -35,6 +37,7 @@ def remove_tree(directory: Path) -> None:
     A directory's own directories are moved to the top before it goes, so nothing is reached by a
     path that could be too long. Overlays leave directories behind that nobody may enter.
     """
+    detach_disks(directory)
     # Without its state it is a world that was never finished, if this does not come to its end.
     forget_state(directory)
     try:

@@ -15,6 +15,7 @@ and forgets it if it is not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -29,6 +30,7 @@ from substrate_services.journal.schema import Decision, SpanRecord
 from substrate_services.world.ended import Ended
 from substrate_services.world.execs import Execs
 from substrate_services.world.ids import EXEC_ID
+from substrate_services.world.init_client import InitGone
 from substrate_services.world.sources import find_record, snapshot_after
 from substrate_services.world.spec import layers_directory
 from substrate_services.world.steps import Exec, ExecRequest, is_denied, note_outcome
@@ -156,6 +158,7 @@ class Rollbacks:
                 raise ServiceError(
                     "WORLD_LOST", f"world {world.spec.world_id} has ended; fork the step instead"
                 )
+            world.require_running()
             snapshot_id = await asyncio.to_thread(target)
             if not request.kill:
                 await self.refuse_if_held(world)
@@ -176,6 +179,9 @@ class Rollbacks:
     ) -> None:
         _write_exchange(world.directory, exchange)
         try:
+            if kill:
+                # Nothing is to happen any more in what is to be forgotten.
+                await world.init.freeze(frozen=True)
             layout = await asyncio.to_thread(
                 self._worlds.preparer.next_generation,
                 world.spec,
@@ -187,6 +193,8 @@ class Rollbacks:
             else:
                 await self.refuse_if_held(world)  # something may look at files by now
         except BaseException:
+            with contextlib.suppress(InitGone):
+                await world.init.freeze(frozen=False)
             await asyncio.to_thread(self._worlds.forget_generation, world, exchange.generation)
             _forget_exchange(world.directory)
             raise

@@ -44,6 +44,8 @@ from substrate_services.world.project import Project
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.snapshots import get_base, get_snapshot
 from substrate_services.world.steps import Exec
+from substrate_services.world.updating import Updates
+from substrate_services.world.updating_rpcs import UpdatingRpcs
 from substrate_services.world.worlds import World, Worlds
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 15.0
 
 
-class WorldServicer(CommitRpcs, FileRpcs):
+class WorldServicer(CommitRpcs, UpdatingRpcs, FileRpcs):
     """Serves the worlds of one host.
 
     Args:
@@ -62,6 +64,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         looks: reads files in them.
         rollbacks: sets their trees back.
         applies: writes their changes to the host.
+        updates: changes them, pauses them.
         broker: says what worlds record whose creator does not.
         reader: reads the journal.
         store: the host's objects.
@@ -77,6 +80,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         looks: Looks,
         rollbacks: Rollbacks,
         applies: Applies,
+        updates: Updates,
         broker: BrokerClient,
         reader: JournalReader,
         store: ObjectStore,
@@ -87,6 +91,7 @@ class WorldServicer(CommitRpcs, FileRpcs):
         self._looks = looks
         self._rollbacks = rollbacks
         self._applies = applies
+        self._updates = updates
         self._snapshots = {}
         self._broker = broker
         self._reader = reader

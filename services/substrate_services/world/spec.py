@@ -17,6 +17,7 @@ from substrate_services.journal.parts import (
     text_pairs,
     texts,
 )
+from substrate_services.world.limits import NO_LIMITS, Limits
 from substrate_services.world.project import Project, project_from_json, project_to_json
 
 _FILE = "world.json"
@@ -49,6 +50,7 @@ class WorldSpec:
     policy_file: bytes | None
     restored_from: str | None  # the span whose tree it began with, before or after it
     telemetry: tuple[str, ...] = ()  # classes of events to record; all where empty
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class WorldState:
     steps: int = 0
     fingerprints_digest: str | None = None
     generation: int = 0  # counts rollbacks; each has layers of its own
+    paused: bool = False  # nothing of it runs
 
     def after_step(self, snapshot_id: str, inputs_digest: str | None) -> WorldState:
         """The state once a step is recorded."""
@@ -121,12 +124,14 @@ def _to_json(state: WorldState) -> JsonObject:
         "policy_file": bytesjson.encode(spec.policy_file) if spec.policy_file else None,
         "restored_from": spec.restored_from,
         "telemetry": text_list(spec.telemetry),
+        "limits": spec.limits.to_json(),
         "first_snapshot": state.first_snapshot,
         "snapshot_id": state.snapshot_id,
         "inputs_digest": state.inputs_digest,
         "steps": state.steps,
         "fingerprints_digest": state.fingerprints_digest,
         "generation": state.generation,
+        "paused": state.paused,
     }
 
 
@@ -156,6 +161,7 @@ def _from_json(fields: Fields) -> WorldState:
         policy_file=opt_bytes(fields, "policy_file"),
         restored_from=fields.opt_text("restored_from"),
         telemetry=texts(fields, "telemetry") if fields.has("telemetry") else (),
+        limits=Limits.from_json(fields.child("limits")) if fields.has("limits") else NO_LIMITS,
     )
     return WorldState(
         spec=spec,
@@ -165,6 +171,7 @@ def _from_json(fields: Fields) -> WorldState:
         steps=fields.integer("steps"),
         fingerprints_digest=fields.opt_text("fingerprints_digest"),
         generation=fields.integer("generation", 0),
+        paused=fields.flag("paused", default=False),
     )
 
 

@@ -11,13 +11,20 @@ from substrate_services.world.ended import Ended
 from substrate_services.world.file_kinds import FILES_KINDS
 from substrate_services.world.ids import LOOK_PREFIX
 from substrate_services.world.init_client import ExecStart, InitGone, Rlimit, StartFailed
+from substrate_services.world.limits import PIDS, Limits
 from substrate_services.world.steps import Exec
 from substrate_services.world.worlds import World
 
-OUTPUT_LIMIT_BYTES = 256 << 20
-# Until worlds have limits of their own (cgroups): each has its own range of ids, so this counts
-# the processes and threads of one world, and a fork bomb in it leaves the host usable.
-PROCESS_LIMIT = 4_096
+
+def process_limits(limits: Limits) -> tuple[Rlimit, ...]:
+    """What each process of a world is limited to.
+
+    A world has ids of its own, so this counts its processes and threads, for each of its users: a
+    second wall beside the cgroup's, and the only one where there is no such cgroup.
+    """
+    # The init is one of them, and the cgroup is to refuse first: it counts what it refused.
+    most = (limits.pids or PIDS) + 2
+    return (Rlimit(resource.RLIMIT_NPROC, most, most),)
 
 
 async def start_in_box(
@@ -34,7 +41,7 @@ async def start_in_box(
     Returns:
         None where it runs, else how it ended.
     """
-    action = exec_.start.action
+    action, limits = exec_.start.action, world.spec.limits
     argv = action.command.argv
     builtin = exec_.start.kind in FILES_KINDS
     env = {**identity, **dict(action.env)}
@@ -48,12 +55,12 @@ async def start_in_box(
                 cwd=action.cwd,
                 umask=action.umask,
                 user=action.user,
-                timeout_s=action.timeout_s,
+                timeout_s=limits.timeout_s(action.timeout_s),
                 pty=action.pty_size,
                 stdin=stdin,
                 builtin=builtin,
-                output_limit_bytes=OUTPUT_LIMIT_BYTES,
-                rlimits=(Rlimit(resource.RLIMIT_NPROC, PROCESS_LIMIT, PROCESS_LIMIT),),
+                output_limit_bytes=limits.output_limit_bytes,
+                rlimits=process_limits(limits),
                 last_pid=action.first_pid - 1 if action.first_pid is not None else None,
             ),
             log_fd,

@@ -218,7 +218,7 @@ def _capabilities(found: dict[str, list[str]]) -> BackendCapabilities:
 
 
 def _limits(text: str) -> dict[str, Literal["v2", "v1", "none"]]:
-    """ "memory:v1,cpu:v2,pids:none" by name; a launcher from before it says nothing."""
+    """What "memory:v1,cpu:v2,pids:none" says, by name; an older launcher says nothing."""
     found: dict[str, Literal["v2", "v1", "none"]] = {}
     for entry in filter(None, text.split(",")):
         name, _, mechanism = entry.partition(":")
