@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from base64 import b32encode
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias, TypedDict
 
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, worlds_pb2
 from substrate_sdk.config import Endpoint
 from substrate_sdk.errors import InvalidArgument, NotBuilt
-from substrate_sdk.types import Limits
+from substrate_sdk.types import Limits, WorldInfo
 
 #: Text or bytes; text becomes bytes as Python does it for file names (os.fsencode).
 Text: TypeAlias = str | bytes
@@ -195,6 +197,53 @@ class WorldOptions(TypedDict, total=False):
     agent_id: str
     #: A policy file on the host that is added for this world; it can only tighten.
     policy: PathLike
+
+
+class WorldChanges(TypedDict, total=False):
+    """What can be changed of a world; see ``AsyncWorld.update``."""
+
+    limits: Limits
+    ttl_s: float | None
+    idle_s: float | None
+    labels: Mapping[str, str]
+    keep: bool
+
+
+def update_world(
+    world_id: str, info: WorldInfo, changes: WorldChanges
+) -> worlds_pb2.UpdateWorldRequest:
+    """The request for a change; what is named and None becomes the host's default."""
+    request = worlds_pb2.UpdateWorldRequest(world_id=world_id)
+    world, paths = request.world, request.update_mask.paths
+    if "limits" in changes:
+        # A disk cannot be changed; naming it again would only be a way to get it wrong.
+        limits = changes["limits"]
+        if limits.disk_bytes is None and limits.inodes is None:
+            limits = replace(limits, disk_bytes=info.limits.disk_bytes, inodes=info.limits.inodes)
+        world.limits.CopyFrom(limits.to_proto())
+        paths.append("limits")
+    for name, field in (("ttl_s", "expires_at"), ("idle_s", "idle_timeout")):
+        if name not in changes:
+            continue
+        paths.append(field)
+        seconds = changes.get(name)
+        if seconds is None:
+            continue
+        if not (isinstance(seconds, (int, float)) and 0 < seconds < 1e9):
+            raise InvalidArgument(f"{name}: {seconds!r} is not a positive number of seconds")
+        if field == "expires_at":
+            world.expires_at.FromNanoseconds(time.time_ns() + round(seconds * 1e9))
+        else:
+            world.idle_timeout.FromNanoseconds(round(seconds * 1e9))
+    if "labels" in changes:
+        world.labels.extend(labels(changes["labels"]))
+        paths.append("labels")
+    if "keep" in changes:
+        world.keep = changes["keep"]
+        paths.append("keep")
+    if not paths:
+        raise InvalidArgument("name what is to be changed: limits, ttl_s, idle_s, labels or keep")
+    return request
 
 
 def create_world(

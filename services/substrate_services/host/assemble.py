@@ -43,10 +43,12 @@ from substrate_services.world.flowing import StepNetwork
 from substrate_services.world.looks import Looks
 from substrate_services.world.networks import Networks
 from substrate_services.world.observing import SegmentTelemetry
+from substrate_services.world.reaping import is_over, needs_host
 from substrate_services.world.recording import Recorder
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.server import WorldServicer
-from substrate_services.world.worlds import DEFAULT_IDLE_TIMEOUT_S, World, Worlds
+from substrate_services.world.updating import Updates
+from substrate_services.world.worlds import Worlds
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +166,7 @@ class Host:
                 rollbacks=rollbacks,
                 caller=Caller.own(),
             )
+            updates = Updates(backend=backend, journal=journal)
             availability = Availability(backend)
             replays = Replays(Runner(engine=LocalEngine(channel), reader=reader, store=store))
             stack.push_async_callback(replays.close)
@@ -173,6 +176,7 @@ class Host:
                 worlds=worlds,
                 rollbacks=rollbacks,
                 applies=applies,
+                updates=updates,
                 execs=execs,
                 agent=agent,
             )
@@ -187,6 +191,7 @@ class Host:
                         looks=looks,
                         rollbacks=rollbacks,
                         applies=applies,
+                        updates=updates,
                         broker=broker,
                         reader=reader,
                         store=store,
@@ -211,6 +216,7 @@ class Host:
         worlds: Worlds,
         rollbacks: Rollbacks,
         applies: Applies,
+        updates: Updates,
         execs: Execs,
         agent: AgentServicer,
     ) -> None:
@@ -225,10 +231,12 @@ class Host:
         found = await worlds.recover()
         await rollbacks.recover(found)
         await applies.recover(found)
+        await updates.recover(found)
         await execs.recover(found)
         await execs.drain()
         for world in found:
-            if world.lost:
+            # Its time may have passed while there was no host.
+            if world.lost or is_over(world):
                 await worlds.remove(world.spec.world_id, execs.end_all)
 
     # -- while it serves -----------------------------------------------------------------------
@@ -241,9 +249,9 @@ class Host:
             if self._stop.is_set():
                 return
             for world in worlds.all():
-                if _is_over(world):
+                if is_over(world):
                     await worlds.remove(world.spec.world_id, execs.end_all)
-            living = [world for world in worlds.all() if not world.spec.keep or world.running]
+            living = [world for world in worlds.all() if needs_host(world)]
             used = max((world.last_used for world in worlds.all()), default=0.0)
             if living or replays.running or self.calls_under_way():
                 busy_since = time.monotonic()
@@ -269,18 +277,3 @@ def _pid_file(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-def _is_over(world: World) -> bool:
-    """Whether a world's time has come: expired, or idle and nobody said to keep it."""
-    spec = world.spec
-    if spec.expires_at is not None and time.time() >= spec.expires_at:
-        return True
-    if world.running:
-        return False
-    idle_s = spec.idle_timeout_s
-    if idle_s is None:
-        if spec.keep:
-            return False
-        idle_s = DEFAULT_IDLE_TIMEOUT_S
-    return time.monotonic() - world.last_used >= idle_s

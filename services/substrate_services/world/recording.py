@@ -29,6 +29,7 @@ from substrate_services.world.blocked import explain_blocked, watch_prefixes
 from substrate_services.world.ended import Ended
 from substrate_services.world.explained import unexplained_changes
 from substrate_services.world.flowing import StepFlows
+from substrate_services.world.limited import disk_blocked
 from substrate_services.world.output_log import OutputLogCorrupt, Stream, read_frames
 from substrate_services.world.tree import StepEffects
 from substrate_services.world.worlds import World
@@ -211,8 +212,9 @@ class Recorder:
         if record is None:
             blocked = explain_blocked(telemetry.events, world.layout, world.spec.network)
             record = _record(start, ended, output, attempt, duration_ns)
+            full = disk_blocked(world)
             stopped = attempt.flows.blocked if attempt.flows is not None else ()
-            record = replace(record, blocked=(*ended.blocked, *blocked, *stopped))
+            record = replace(record, blocked=(*ended.blocked, *full, *blocked, *stopped))
             # Objects first: a line on disk never names what is not.
             self._store.sync()
             self._append(world, record, telemetry.events)

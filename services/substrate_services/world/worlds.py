@@ -21,6 +21,7 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.telemetry.classes import ALL as ALL_CLASSES
 from substrate_services.telemetry.classes import CLASSES_LINK, classes_mask
 from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec, Symlink
+from substrate_services.world.disk import IMAGE, attach_disk, detach_disks
 from substrate_services.world.gate import Gate
 from substrate_services.world.ids import new_id
 from substrate_services.world.init_client import ExecState, InitClient, InitGone
@@ -90,6 +91,14 @@ class World:
         """Note what the world's changes are held against from now on; blocks."""
         self.state = replace(self.state, fingerprints_digest=fingerprints_digest)
         self.save()
+
+    def require_running(self) -> None:
+        """Raise ServiceError WORLD_PAUSED where nothing may begin in it."""
+        if self.state.paused:
+            raise ServiceError(
+                "WORLD_PAUSED",
+                f"world {self.spec.world_id} is paused; `substrate world resume` lets it go on",
+            )
 
     def touch(self) -> None:
         """Note that somebody uses the world."""
@@ -244,6 +253,7 @@ class Worlds:
             mounts=(*layout.mounts, *_class_switches(spec.telemetry)),
             hostname=spec.hostname,
             id_mapping="range" if mapping == "range" else "caller",
+            limits=spec.limits.for_box,
         )
 
     async def _attach(self, world: World, box: Box) -> None:
@@ -316,7 +326,9 @@ class Worlds:
         parts = [directory]
         if directory == world.directory:
             (directory / "layout.json").unlink(missing_ok=True)
-            parts = [directory / "layers", directory / "fixtures"]
+            parts = [directory / "layers", directory / "fixtures", directory / IMAGE]
+            parts = [part for part in parts if part.exists()]
+        await asyncio.to_thread(detach_disks, directory / "layers")
         for part in parts:
             aside = self._trash / f"{world.spec.world_id}-{new_id('old')}"
             try:
@@ -376,6 +388,8 @@ class Worlds:
 
     def _reload(self, directory: Path) -> tuple[WorldState, Layout, WorldTree]:
         state = load_state(directory)
+        # After a new start of the machine there are images, and no mounts.
+        attach_disk(layers_directory(directory, state.generation))
         layout = load_layout(layers_directory(directory, state.generation))
         return state, layout, self._tree(state, layout)
 
@@ -461,6 +475,7 @@ class Worlds:
         if box is not None:
             box.close()
         kept = directory.with_suffix(_DAMAGED)
+        await asyncio.to_thread(detach_disks, directory)
         await asyncio.to_thread(directory.rename, kept)
         log.error("world %s cannot be taken over: %s; its files are in %s", world_id, error, kept)
         self._journal.append(
@@ -510,6 +525,7 @@ def _created_detail(world: World) -> dict[str, JsonValue]:
         "snapshot_id": world.state.snapshot_id,
         "restored_from": spec.restored_from,
         "keep": spec.keep,
+        "limits": dict(spec.limits.to_action()),
     }
 
 
