@@ -16,6 +16,27 @@
     __attribute__((visibility("default"))) result hook_##symbol parameters __asm__(#symbol);       \
     result hook_##symbol parameters
 
+/*
+ * LATE_HOOK: of a function that an older libc has not got, and that nothing else can stand in for. A
+ * program that refers to it weakly, to see whether it is there, must not find the hook instead: the
+ * loader asks (STT_GNU_IFUNC) what the symbol stands for. musl's knows no such symbols; its library
+ * does not export what musl has not got.
+ */
+#ifdef __GLIBC__
+void *sub_late_hook(const char *name, void *hook);
+#define LATE_HOOK(result, symbol, parameters)                                                      \
+    static result hook_##symbol parameters;                                                        \
+    __attribute__((used)) static void *choose_##symbol(void) {                                     \
+        return sub_late_hook(#symbol, (void *)(uintptr_t)hook_##symbol);                           \
+    }                                                                                              \
+    __asm__(".globl " #symbol "\n"                                                                 \
+            ".type " #symbol ", %gnu_indirect_function\n"                                          \
+            ".set " #symbol ", choose_" #symbol "\n");                                             \
+    static result hook_##symbol parameters
+#else
+#define LATE_HOOK HOOK
+#endif
+
 #define NEXT(symbol, type) ((type)sub_next(SUB_OP_##symbol))
 
 /* errno as the call left it; the hook never changes it. */

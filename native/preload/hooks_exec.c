@@ -409,9 +409,10 @@ SPAWN_HOOK(posix_spawnp)
 
 /* These give a descriptor for the child, not its pid: its hello tells whose it is. */
 #define PIDFD_SPAWN_HOOK(symbol)                                                                   \
-    HOOK(int, symbol,                                                                              \
-         (int *pidfd, const char *path, const posix_spawn_file_actions_t *actions,                 \
-          const posix_spawnattr_t *attributes, char *const argv[], char *const environment[])) {   \
+    LATE_HOOK(int, symbol,                                                                         \
+              (int *pidfd, const char *path, const posix_spawn_file_actions_t *actions,            \
+               const posix_spawnattr_t *attributes, char *const argv[],                            \
+               char *const environment[])) {                                                       \
         uint64_t start = sub_enter();                                                              \
         spawn_function *next = NEXT(symbol, spawn_function *);                                     \
         if (next == NULL)                                                                          \
@@ -454,8 +455,8 @@ static void record_action(enum sub_operation op, enum sub_spawn_action kind, con
     sub_commit(record);
 }
 
-#define ACTION_HOOK(symbol, parameters, types, arguments, kind, fd, other, mode, path)             \
-    HOOK(int, symbol, parameters) {                                                                \
+#define ACTION_HOOK_OF(hook, symbol, parameters, types, arguments, kind, fd, other, mode, path)    \
+    hook(int, symbol, parameters) {                                                                \
         int(*next) types = NEXT(symbol, int(*) types);                                             \
         if (next == NULL)                                                                          \
             return ENOSYS;                                                                         \
@@ -463,6 +464,9 @@ static void record_action(enum sub_operation op, enum sub_spawn_action kind, con
         record_action(SUB_OP_##symbol, kind, actions, fd, other, mode, path, result);              \
         return result;                                                                             \
     }
+
+#define ACTION_HOOK(...) ACTION_HOOK_OF(HOOK, __VA_ARGS__)
+#define LATE_ACTION_HOOK(...) ACTION_HOOK_OF(LATE_HOOK, __VA_ARGS__)
 
 typedef posix_spawn_file_actions_t actions_type;
 
@@ -478,12 +482,12 @@ ACTION_HOOK(posix_spawn_file_actions_addclose, (actions_type * actions, int fd),
             (actions_type *, int), (actions, fd), SUB_ACTION_CLOSE, fd, 0, 0, NULL)
 ACTION_HOOK(posix_spawn_file_actions_adddup2, (actions_type * actions, int fd, int other),
             (actions_type *, int, int), (actions, fd, other), SUB_ACTION_DUP2, fd, other, 0, NULL)
-ACTION_HOOK(posix_spawn_file_actions_addchdir_np, (actions_type * actions, const char *path),
-            (actions_type *, const char *), (actions, path), SUB_ACTION_CHDIR, -1, 0, 0, path)
-ACTION_HOOK(posix_spawn_file_actions_addfchdir_np, (actions_type * actions, int fd),
-            (actions_type *, int), (actions, fd), SUB_ACTION_FCHDIR, fd, 0, 0, NULL)
-ACTION_HOOK(posix_spawn_file_actions_addclosefrom_np, (actions_type * actions, int fd),
-            (actions_type *, int), (actions, fd), SUB_ACTION_CLOSEFROM, fd, 0, 0, NULL)
+LATE_ACTION_HOOK(posix_spawn_file_actions_addchdir_np, (actions_type * actions, const char *path),
+                 (actions_type *, const char *), (actions, path), SUB_ACTION_CHDIR, -1, 0, 0, path)
+LATE_ACTION_HOOK(posix_spawn_file_actions_addfchdir_np, (actions_type * actions, int fd),
+                 (actions_type *, int), (actions, fd), SUB_ACTION_FCHDIR, fd, 0, 0, NULL)
+LATE_ACTION_HOOK(posix_spawn_file_actions_addclosefrom_np, (actions_type * actions, int fd),
+                 (actions_type *, int), (actions, fd), SUB_ACTION_CLOSEFROM, fd, 0, 0, NULL)
 
 /* --- the shell -------------------------------------------------------------------------------- */
 

@@ -34,8 +34,8 @@ static void record_simple(uint16_t type, enum sub_operation op, uint64_t start, 
 /* --- fork ------------------------------------------------------------------------------------- */
 
 /* The child writes nothing until it does something: most children go on to exec at once. */
-#define FORK_HOOK(symbol)                                                                          \
-    HOOK(pid_t, symbol, (void)) {                                                                  \
+#define FORK_HOOK_OF(hook, symbol)                                                                 \
+    hook(pid_t, symbol, (void)) {                                                                  \
         uint64_t start = sub_enter();                                                              \
         pid_t (*next)(void) = NEXT(symbol, pid_t (*)(void));                                       \
         if (next == NULL) {                                                                        \
@@ -52,10 +52,10 @@ static void record_simple(uint16_t type, enum sub_operation op, uint64_t start, 
         return child;                                                                              \
     }
 
-FORK_HOOK(fork)
-FORK_HOOK(__fork)
-FORK_HOOK(_Fork)
-FORK_HOOK(__libc_fork)
+FORK_HOOK_OF(HOOK, fork)
+FORK_HOOK_OF(HOOK, __fork)
+FORK_HOOK_OF(LATE_HOOK, _Fork)
+FORK_HOOK_OF(HOOK, __libc_fork)
 
 HOOK(pid_t, forkpty,
      (int *terminal, char *name, const struct termios *modes, const struct winsize *size)) {

@@ -210,6 +210,19 @@ void *sub_own_function(const char *name) {
     return find_symbol(&symbols, name);
 }
 
+#ifdef __GLIBC__
+/*
+ * Asked by the loader, for a library that is relocated before this one too: then nothing can be
+ * looked up yet. (Programs come last.)
+ */
+void *sub_late_hook(const char *name, void *hook) {
+    static void *volatile relocated = (void *)&relocated;
+    if (relocated != (void *)&relocated)
+        return hook;
+    return find_behind_us(name) != NULL ? hook : NULL;
+}
+#endif
+
 void *sub_lookup(enum sub_operation op) {
     void *found = find_behind_us(operation_names[op]);
     if (found != NULL)

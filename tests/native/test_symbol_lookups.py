@@ -154,3 +154,43 @@ def test_a_handle_leads_to_the_hooks_on_other_targets(target: Target, tmp_path: 
     assert b"NO" not in recording.stdout
     wanted = {"/by-libc", "/by-dependent", "/by-next"}
     assert recording.paths("open") >= wanted
+
+
+_WEAK = r"""
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define ASK(name) printf("%s %d\n", #name, (name) != 0)
+extern int pidfd_spawn(void) __attribute__((weak));
+extern int pidfd_spawnp(void) __attribute__((weak));
+extern int posix_spawn_file_actions_addchdir_np(void) __attribute__((weak));
+extern int posix_spawn_file_actions_addfchdir_np(void) __attribute__((weak));
+extern int posix_spawn_file_actions_addclosefrom_np(void) __attribute__((weak));
+extern pid_t _Fork(void) __attribute__((weak));
+int main(void) {
+    ASK(pidfd_spawn);
+    ASK(pidfd_spawnp);
+    ASK(posix_spawn_file_actions_addchdir_np);
+    ASK(posix_spawn_file_actions_addfchdir_np);
+    ASK(posix_spawn_file_actions_addclosefrom_np);
+    ASK(_Fork);
+    fflush(stdout);
+    if (_Fork && _Fork() == 0)
+        _exit(0);
+    wait(0);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("-no-pie",), ("-fPIE", "-pie", "-Wl,-z,now")], ids=str)
+def test_what_libc_has_not_got_is_not_found_for_the_hook_s_sake(
+    recorder: Recorder, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """Before glibc 2.39 there is no pidfd_spawn: who asked weakly found one that did nothing."""
+    program = compile_c(_WEAK, tmp_path / "weak", *flags)
+    plain = subprocess.run([program], check=True, capture_output=True, timeout=60)
+    recording = recorder.run([program])
+    assert recording.returncode == 0, recording.stderr
+    assert recording.stdout == plain.stdout
+    assert bool(recording.calls("_Fork")) == (b"_Fork 1" in plain.stdout)
