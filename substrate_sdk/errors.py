@@ -27,6 +27,7 @@ A command that fails, is killed, times out or is denied is a *result*, never one
     │   └── Unauthenticated
     ├── PreconditionFailed
     │   ├── WorldLost             its init is gone
+    │   ├── ShellEnded            the shell is not there any more
     │   ├── WorldPaused           it is paused
     │   ├── NotPaused             some process of it cannot be stopped now
     │   ├── LimitUnavailable      the host cannot enforce a limit
@@ -110,6 +111,7 @@ __all__ = [
     "ResourceExhausted",
     "SessionEnded",
     "SessionNotFound",
+    "ShellEnded",
     "ShellNotFound",
     "SpanAmbiguous",
     "SpanNotFound",
@@ -323,6 +325,12 @@ class WorldLost(PreconditionFailed):
     default_reason = "WORLD_LOST"
 
 
+class ShellEnded(PreconditionFailed):
+    """The shell has ended, or was lost; ``restart`` makes it anew."""
+
+    default_reason = "SHELL_ENDED"
+
+
 class WorldPaused(PreconditionFailed):
     """The world is paused; ``resume`` lets it go on."""
 
@@ -523,6 +531,7 @@ _BY_REASON: dict[str, type[SubstrateError]] = {
             PolicyDenied,
             Unauthenticated,
             WorldLost,
+            ShellEnded,
             WorldPaused,
             NotPaused,
             LimitUnavailable,

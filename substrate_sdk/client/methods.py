@@ -13,6 +13,7 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
     commits_pb2,
     execs_pb2,
     files_pb2,
+    shells_pb2,
     worlds_pb2,
 )
 
@@ -127,3 +128,15 @@ SNAPSHOT = Method(_WORLD + "Snapshot", commits_pb2.SnapshotRequest, commits_pb2.
 FORK = Method(_WORLD + "Fork", commits_pb2.ForkRequest, commits_pb2.ForkResponse)
 ROLLBACK = Method(_WORLD + "Rollback", commits_pb2.RollbackRequest, commits_pb2.RollbackResponse)
 DISCARD = Method(_WORLD + "Discard", commits_pb2.DiscardRequest, commits_pb2.DiscardResponse)
+
+OPEN_SHELL = Method(_WORLD + "OpenShell", shells_pb2.OpenShellRequest, shells_pb2.OpenShellResponse)
+RUN_SHELL = Method(_WORLD + "RunShell", shells_pb2.RunShellRequest, shells_pb2.RunShellResponse)
+INTERRUPT_SHELL = Method(
+    _WORLD + "InterruptShell",
+    shells_pb2.InterruptShellRequest,
+    shells_pb2.InterruptShellResponse,
+    repeatable=False,
+)
+CLOSE_SHELL = Method(
+    _WORLD + "CloseShell", shells_pb2.CloseShellRequest, shells_pb2.CloseShellResponse
+)

@@ -18,6 +18,7 @@ from substrate_sdk.client.execs import (
     OutputCallback,
 )
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges, WorldOptions
+from substrate_sdk.client.shells import AsyncShell
 from substrate_sdk.client.substrate import (
     AsyncSession,
     AsyncSubstrate,
@@ -193,6 +194,87 @@ class Exec:
         drive(self._inner.resize(rows, columns))
 
 
+class Shell:
+    """A bash (or sh, where there is none) that lives from one command to the next.
+
+    It keeps its directory, variables, functions, aliases, options and traps. Each command is a
+    step of its own, with its own output, changes and record; one runs at a time, those that are
+    given meanwhile wait. Made by ``World.shell``; as a context manager it is closed at the end.
+    """
+
+    def __init__(self, inner: AsyncShell) -> None:
+        self._inner = inner
+
+    @property
+    def shell_id(self) -> str:
+        """Its id in the world."""
+        return self._inner.shell_id
+
+    @property
+    def world_id(self) -> str:
+        """Its world."""
+        return self._inner.world_id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        drive(self._inner.__aexit__(kind, error, trace))
+
+    def run(
+        self,
+        command: str | bytes,
+        *,
+        timeout_s: float | None = None,
+        stdin: bytes | str | None = None,
+        check: bool = False,
+        on_output: OutputCallback | None = None,
+    ) -> Result:
+        """Run a command in it, to its end, after those that were given before.
+
+        A non-zero exit, an interrupt and a time-out are results, and the shell goes on. A command
+        that ends the shell (``exit 3``) has the shell's exit code; the next one is refused.
+        Interrupting the call (Ctrl-C) interrupts the command.
+
+        Args:
+            command: any text that the shell understands, of any number of lines.
+            timeout_s: seconds after which the command and what it started are ended. The shell
+                stays, unless it does not come back.
+            stdin: what it reads; nothing when None. Text is sent as UTF-8.
+            check: raise when the command does not exit with 0.
+            on_output: called with each piece of output as it comes.
+
+        Raises:
+            ShellEnded: the shell is not there any more; the message says why.
+            CommandFailed: with ``check``; it carries the result.
+        """
+        return drive(
+            self._inner.run(
+                command, timeout_s=timeout_s, stdin=stdin, check=check, on_output=on_output
+            )
+        )
+
+    def interrupt(self) -> None:
+        """Interrupt the command that runs, as Ctrl-C does; nothing where none runs.
+
+        For another thread than the one that runs it.
+        """
+        drive(self._inner.interrupt())
+
+    def restart(self) -> None:
+        """End it, with all that runs in it, and open it anew: as it was at first."""
+        drive(self._inner.restart())
+
+    def close(self) -> None:
+        """End it and all that runs in it. Idempotent."""
+        drive(self._inner.close())
+
+
 class Diff:
     """What a world or a step changed."""
 
@@ -355,6 +437,26 @@ class World:
                 on_output=on_output,
             )
         )
+
+    def shell(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: PathLike | None = None,
+        shell_id: str | None = None,
+    ) -> Shell:
+        """Open a shell that keeps its directory, variables and functions between commands.
+
+        Args:
+            env: set over the world's environment.
+            cwd: where it starts, in the world; the world's own when None.
+            shell_id: names the shell, so that it can be found again; made up when None.
+
+        Raises:
+            ShellEnded: there was such a shell, and it has ended.
+            WorldNotFound: the world was removed.
+        """
+        return Shell(drive(self._inner.shell(env=env, cwd=cwd, shell_id=shell_id)))
 
     def diff(self) -> Diff:
         """All that the world changed since it was made."""

@@ -13,6 +13,7 @@ from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.execs import AsyncExec, OutputCallback, run_to_end
 from substrate_sdk.client.files import AsyncFiles
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges
+from substrate_sdk.client.shells import AsyncShell, open_shell
 from substrate_sdk.errors import SubstrateError
 from substrate_sdk.types import Applied, Change, CommandFailed, Result, Snapshot, WorldInfo
 
@@ -245,6 +246,33 @@ class AsyncWorld:
         if check and not result.ok:
             raise CommandFailed(result)
         return result
+
+    async def shell(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: PathLike | None = None,
+        shell_id: str | None = None,
+    ) -> AsyncShell:
+        """Open a shell that keeps its directory, variables and functions between commands.
+
+        Args:
+            env: set over the world's environment.
+            cwd: where it starts, in the world; the world's own when None.
+            shell_id: names the shell, so that it can be found again; made up when None.
+
+        Raises:
+            ShellEnded: there was such a shell, and it has ended.
+            WorldNotFound: the world was removed.
+        """
+        return await open_shell(
+            self._connection,
+            self.world_id,
+            shell_id=shell_id,
+            env=env,
+            cwd=cwd,
+            agent_id=self._agent_id,
+        )
 
     async def diff(self) -> AsyncDiff:
         """All that the world changed since it was made."""

@@ -47,6 +47,7 @@ from substrate_services.world.reaping import is_over, needs_host
 from substrate_services.world.recording import Recorder
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.server import WorldServicer
+from substrate_services.world.shells import Shells
 from substrate_services.world.updating import Updates
 from substrate_services.world.worlds import Worlds
 
@@ -157,7 +158,9 @@ class Host:
             )
             stack.push_async_callback(execs.drain)
             looks = Looks()
-            worlds.listeners += [execs, looks]
+            shells = Shells(worlds=worlds, execs=execs)
+            # Shells first: where one is is known when its command is recorded.
+            worlds.listeners += [shells, execs, looks]
             rollbacks = Rollbacks(worlds=worlds, execs=execs, reader=reader)
             applies = Applies(
                 home=config.home,
@@ -178,6 +181,7 @@ class Host:
                 applies=applies,
                 updates=updates,
                 execs=execs,
+                shells=shells,
                 agent=agent,
             )
             server = await build_server(
@@ -188,6 +192,7 @@ class Host:
                         availability=availability,
                         worlds=worlds,
                         execs=execs,
+                        shells=shells,
                         looks=looks,
                         rollbacks=rollbacks,
                         applies=applies,
@@ -218,6 +223,7 @@ class Host:
         applies: Applies,
         updates: Updates,
         execs: Execs,
+        shells: Shells,
         agent: AgentServicer,
     ) -> None:
         """Take over what an earlier host process left, before anybody can ask for it."""
@@ -231,8 +237,10 @@ class Host:
         found = await worlds.recover()
         await rollbacks.recover(found)
         await applies.recover(found)
+        await shells.recover(found)
         await updates.recover(found)
         await execs.recover(found)
+        await shells.resume(found)
         await execs.drain()
         for world in found:
             # Its time may have passed while there was no host.

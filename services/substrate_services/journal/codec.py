@@ -34,6 +34,7 @@ from substrate_services.journal.schema import (
     Decision,
     EventSource,
     Process,
+    ShellStep,
     SpanRecord,
     TerminationReason,
 )
@@ -82,6 +83,7 @@ class SpanStart:
     replay_of_trace: str | None = None
     utc_offset_ns: int | None = None
     project: bytes | None = None
+    shell: ShellStep | None = None
 
 
 def timestamp(epoch_s: float) -> str:
@@ -149,6 +151,7 @@ def start_from_line(line: JsonObject) -> SpanStart:
         replay_of_trace=fields.opt_text("replay_of_trace"),
         utc_offset_ns=fields.opt_integer("utc_offset_ns"),
         project=parts.opt_bytes(fields, "project"),
+        shell=parts.shell_step_from_json(fields),
     )
 
 
@@ -237,6 +240,7 @@ def span_from_line(line: JsonObject) -> SpanRecord:
         utc_offset_ns=fields.opt_integer("utc_offset_ns"),
         project=parts.opt_bytes(fields, "project"),
         hosts=parts.texts(fields, "hosts"),
+        shell=parts.shell_step_from_json(fields),
         shared=fields.flag("shared", False),
     )
 
@@ -256,6 +260,7 @@ def _identity(step: SpanRecord | SpanStart) -> JsonObject:
         "replay_of_trace": step.replay_of_trace,
         "utc_offset_ns": step.utc_offset_ns,
         "project": bytesjson.encode(step.project) if step.project is not None else None,
+        **parts.shell_step_to_json(step.shell),
     }
 
 

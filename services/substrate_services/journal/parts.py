@@ -29,6 +29,7 @@ from substrate_services.journal.schema import (
     LedgerSource,
     PolicyMode,
     Process,
+    ShellStep,
 )
 
 _FILE_KINDS: tuple[FileKind, ...] = get_args(FileKind)
@@ -324,6 +325,21 @@ def _pty_size(fields: Fields) -> tuple[int, int] | None:
             return rows, columns
         case _:
             raise fields.wrong("pty_size", "[rows, columns]")
+
+
+def shell_step_to_json(step: ShellStep | None) -> JsonObject:
+    """The field that a command of a shell has, and no other step."""
+    if step is None:
+        return {}
+    return {"shell": {"shell_id": step.shell_id, "number": step.number}}
+
+
+def shell_step_from_json(fields: Fields) -> ShellStep | None:
+    """The field of a step; None where it has none."""
+    if not fields.has("shell"):
+        return None
+    shell = fields.child("shell")
+    return ShellStep(shell.text("shell_id"), shell.integer("number"))
 
 
 def decision_to_json(decision: Decision) -> JsonObject:

@@ -162,6 +162,18 @@ class FileFingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class ShellStep:
+    """Which command of a persistent shell a step was.
+
+    Its action says where the shell was and what it was opened with; what the commands before it
+    exported, defined and set is theirs to do again.
+    """
+
+    shell_id: str
+    number: int  # the first is 1
+
+
+@dataclass(frozen=True, slots=True)
 class SpanRecord:
     """A finished step: the content of a ``command_complete`` line."""
 
@@ -203,4 +215,5 @@ class SpanRecord:
     utc_offset_ns: int | None = None  # UTC minus CLOCK_BOOTTIME at the start, to date processes
     hosts: tuple[str, ...] = ()  # what it connected to, or tried to, bounded
     project: bytes | None = None  # on the host
+    shell: ShellStep | None = None  # None: no command of a shell
     shared: bool = False  # other processes ran in the world meanwhile: changes may be theirs

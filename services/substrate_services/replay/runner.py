@@ -193,6 +193,12 @@ def _cannot_be_replayed(recorded: SpanRecord) -> str | None:
         return f"it never ran: policy denied it (rule {recorded.decision.rule_id})"
     if recorded.kind in _NOT_REPLAYED:
         return f"replaying a step of kind {recorded.kind} is not built yet: it runs no command"
+    if recorded.shell is not None and recorded.shell.number > 1:
+        # Its directory and its tree are recorded; what was set in the shell is not.
+        return (
+            f"it is command {recorded.shell.number} of shell {recorded.shell.shell_id}: what the "
+            "commands before it set there is not recorded, and they are not replayed first yet"
+        )
     if recorded.action.snapshot_id is None:
         return "the tree before it was not kept"
     return None

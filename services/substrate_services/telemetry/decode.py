@@ -175,6 +175,7 @@ async def decode_segments(
     max_events: int = 256,
     offsets: ClockOffsets | None = None,
     root_after_ns: int = 0,
+    since_ns: int | None = None,
     limits: DecodeLimits | None = None,
     ledger_fd: int | None = None,
     classes: int | None = None,
@@ -193,6 +194,8 @@ async def decode_segments(
         offsets: of the host's clocks; without them each process's own are taken.
         root_after_ns: CLOCK_MONOTONIC before the root was started, to tell it from an earlier
             process of the same pid.
+        since_ns: CLOCK_MONOTONIC; of the root only what it did since then, and of what descends
+            from it only what began since then. All of it when None.
         limits: what the decoder may use.
         ledger_fd: descriptor of the world's ledger (ledger.h), brought up to date; stays open. With
             it, what programs say is held against what the kernel says.
@@ -215,6 +218,8 @@ async def decode_segments(
         options: list[str | bytes] = [*_options(ids, max_events, limits)]
         if root_pid is not None:
             options += ["--root-pid", str(root_pid), "--root-after", str(root_after_ns)]
+            if since_ns is not None:
+                options += ["--since", str(since_ns)]
         if offsets is not None:
             options += [f"--utc-offset={offsets.utc_ns}", f"--boot-offset={offsets.boot_ns}"]
         if classes is not None:

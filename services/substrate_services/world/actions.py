@@ -105,6 +105,7 @@ def span_start(
         labels=world.spec.labels,
         utc_offset_ns=_boot_to_utc_ns(),
         project=world.spec.project.root if world.spec.project is not None else None,
+        shell=request.in_shell,
     )
 
 

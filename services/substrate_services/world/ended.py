@@ -13,6 +13,10 @@ DENIED_EXIT = 126
 NOT_FOUND_EXIT = 127
 CANNOT_EXECUTE_EXIT = 126
 
+_SPOILED = (
+    b"substrate: the command wrote to the pipe that its shell reports on; the shell was ended\n"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -44,7 +48,7 @@ class Ended:
     def of(cls, state: ExecState, *, killed_by_user: bool) -> Ended:
         """From what the world's init says."""
         reason: TerminationReason = "EXITED"
-        if state.lost:
+        if state.lost or state.spoiled:
             reason = "AGENT_LOST"
         elif state.reason is Reason.TIMEOUT:
             reason = "TIMEOUT"
@@ -57,6 +61,7 @@ class Ended:
             duration_ns=max(0, state.end_boot_ns - state.start_boot_ns),
             truncated=state.truncated or state.log_errno != 0,
             remaining=state.remaining,
+            message=_SPOILED if state.spoiled else b"",
         )
 
     @classmethod
@@ -80,6 +85,11 @@ class Ended:
             fix=f"{decision.reason} ({decision.source})" if decision.source else decision.reason,
         )
         return cls("DENIED", DENIED_EXIT, never_ran=True, blocked=(what,), duration_ns=0)
+
+    @classmethod
+    def in_lost_shell(cls, how: str) -> Ended:
+        """Its shell was gone before it could begin."""
+        return cls("AGENT_LOST", message=f"substrate: the shell {how}\n".encode(), duration_ns=0)
 
     @classmethod
     def lost(cls) -> Ended:

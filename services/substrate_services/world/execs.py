@@ -34,6 +34,7 @@ from substrate_services.world.recording import Attempt, Recorder
 from substrate_services.world.starting import mark_shared, start_in_box
 from substrate_services.world.steps import (
     HOST_KINDS,
+    Begin,
     Decider,
     Exec,
     ExecRequest,
@@ -83,8 +84,13 @@ class Execs:
 
     # -- starting ------------------------------------------------------------------------------
 
-    async def start(self, world: World, request: ExecRequest) -> Exec:
+    async def start(self, world: World, request: ExecRequest, begin: Begin | None = None) -> Exec:
         """Decide about a command and start it; the same exec_id gives the same exec.
+
+        Args:
+            world: where.
+            request: what.
+            begin: starts it instead of the world's init.
 
         Raises:
             InvalidField: a field of the request cannot be used.
@@ -100,12 +106,12 @@ class Execs:
         key = (world.spec.world_id, request.exec_id)
         task = self._starting.get(key)
         if task is None:
-            task = asyncio.create_task(self._start(world, request))
+            task = asyncio.create_task(self._start(world, request, begin))
             self._starting[key] = task
             task.add_done_callback(lambda _done: self._starting.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _start(self, world: World, request: ExecRequest) -> Exec:
+    async def _start(self, world: World, request: ExecRequest, begin: Begin | None) -> Exec:
         if world.lost:
             raise ServiceError(
                 "WORLD_LOST",
@@ -115,9 +121,11 @@ class Execs:
         # A rollback is not to find a command that is about to start.
         async with world.gate.shared():
             world.require_running()
-            return await self._decide_and_start(world, request)
+            return await self._decide_and_start(world, request, begin)
 
-    async def _decide_and_start(self, world: World, request: ExecRequest) -> Exec:
+    async def _decide_and_start(
+        self, world: World, request: ExecRequest, begin: Begin | None
+    ) -> Exec:
         world.touch()
         action, replay_of, kind = self._actions.resolve(world, request)
         decision = await self._decider.decide(world, action, kind)
@@ -126,7 +134,7 @@ class Execs:
             if is_denied(decision):
                 await self._finish(world, exec_, Ended.denied(decision))
                 return exec_
-            await self._start_in_box(world, exec_, request)
+            await self._start_in_box(world, exec_, request, begin)
         except BaseException:
             self._execs[world.spec.world_id].pop(request.exec_id, None)
             raise
@@ -190,7 +198,9 @@ class Execs:
         """The exec; None where there is none."""
         return self._find(world, exec_id)
 
-    async def _start_in_box(self, world: World, exec_: Exec, request: ExecRequest) -> None:
+    async def _start_in_box(
+        self, world: World, exec_: Exec, request: ExecRequest, begin: Begin | None
+    ) -> None:
         action = exec_.start.action
         # A replayed terminal hears what was typed, or at once that nothing more will be.
         fed = action.stdin_digest is not None or (action.pty and not request.stdin_pipe)
@@ -198,7 +208,11 @@ class Execs:
         await mark_shared(world, exec_, self.all(world))
         world.running += 1
         try:
-            ended = await start_in_box(world, exec_, identity, stdin=fed or request.stdin_pipe)
+            if begin is not None:
+                ended = await begin(exec_, identity)
+            else:
+                stdin = fed or request.stdin_pipe
+                ended = await start_in_box(world, exec_, identity, stdin=stdin)
         except BaseException:
             world.running -= 1
             raise

@@ -29,6 +29,7 @@ from substrate_services.world.init_messages import (
     Reason,
     Rlimit,
     Scope,
+    ShellRun,
     Stage,
     Started,
     StartFailed,
@@ -61,6 +62,7 @@ __all__ = [
     "Reason",
     "Rlimit",
     "Scope",
+    "ShellRun",
     "Stage",
     "StartFailed",
     "Started",
@@ -168,6 +170,26 @@ class InitClient:
             raise StartFailed(start.exec_id, error, kind, _describe(start, kind))
         if packet.type != InitType.STARTED:
             raise self._refusal("start", packet)
+        raw_id, pid, existing, mono, boot, ticks = unpack(_STARTED, packet.payload)
+        return Started(parse_id(raw_id), pid, bool(existing), mono, boot, ticks)
+
+    async def run_in_shell(self, run: ShellRun, log_fd: int) -> Started:
+        """Give a shell a command, or find the one that it was given under this id.
+
+        Args:
+            run: the command.
+            log_fd: its output log, opened with O_APPEND for writing; stays the caller's.
+
+        Raises:
+            StartFailed: ESRCH there is no such shell any more, EBUSY it runs another command.
+            InitGone: the world ended.
+        """
+        packet, _ = await self._ask(InitType.SHELL_RUN, run.encode(), (log_fd,))
+        if packet.type == InitType.FAILED:
+            _, error, _ = unpack(_FAILED, packet.payload)
+            raise StartFailed(run.exec_id, error, Stage.REQUEST, f"shell {run.shell_id}")
+        if packet.type != InitType.STARTED:
+            raise self._refusal("run in a shell", packet)
         raw_id, pid, existing, mono, boot, ticks = unpack(_STARTED, packet.payload)
         return Started(parse_id(raw_id), pid, bool(existing), mono, boot, ticks)
 

@@ -14,6 +14,7 @@ _START = struct.Struct("<IIiiHHIIIqQQ64s")
 _RLIMIT = struct.Struct("<QQQ")
 _STATE = struct.Struct("<64sIIiiiIIi20Q")
 _COUNTED = struct.Struct("<QQ")  # after _STATE, from inits that count it
+_SHELL_RUN = struct.Struct("<64s64s64sQQ")
 _INFINITY = (1 << 64) - 1
 
 
@@ -72,6 +73,7 @@ class _StartFlag(IntFlag):
     BUILTIN = 4
     NO_ASLR = 8
     OUTPUT = 16
+    SHELL = 32
 
 
 class _StateFlag(IntFlag):
@@ -79,6 +81,8 @@ class _StateFlag(IntFlag):
     LOG_FAILED = 2
     KILLED = 4
     LOST = 8
+    SHELL_ENDED = 256
+    SPOILED = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class ExecStart:
         builtin: argv[0] names a file operation of init (native/init/builtin.c).
         no_aslr: start with ADDR_NO_RANDOMIZE.
         last_pid: the first process gets the next free pid after this one; None for any.
+        shell_fd: a shell for :class:`ShellRun`; its report pipe, the streams of its commands and
+            the file that they read are its descriptors from this number on.
     """
 
     exec_id: str
@@ -127,6 +133,7 @@ class ExecStart:
     no_aslr: bool = False
     last_pid: int | None = None
     rlimits: tuple[Rlimit, ...] = ()
+    shell_fd: int | None = None
 
     def encode(self, *, with_output: bool = False) -> bytes:
         """As SUB_I_START carries it. Raises ValueError for NUL bytes or an empty argv."""
@@ -144,6 +151,9 @@ class ExecStart:
         if with_output:
             flags |= _StartFlag.OUTPUT
         rows, cols = self.pty or (0, 0)
+        if self.shell_fd is not None:
+            flags |= _StartFlag.SHELL
+            rows = self.shell_fd
         timeout_ms = 0 if self.timeout_s is None else max(1, round(self.timeout_s * 1000))
         head = _START.pack(
             flags,
@@ -167,6 +177,44 @@ class ExecStart:
             hard = _INFINITY if limit.hard is None else limit.hard
             parts.append(_RLIMIT.pack(limit.resource, soft, hard))
         return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ShellRun:
+    """A command for a shell that was started with ``shell_fd``.
+
+    Attributes:
+        shell_id: the shell's exec id.
+        exec_id: of the command; it exits, is signalled and forgotten as any exec.
+        word: what the trailer reports; nobody in the world can know it before.
+        text: for the shell's control.
+        trailer: after it: reports ``WORD STATUS DIRECTORY`` and NUL.
+        stdin: what the command reads.
+        timeout_s: after which the command and what it started are ended, and the shell is not.
+        output_limit_bytes: how much output is kept in the log.
+    """
+
+    shell_id: str
+    exec_id: str
+    word: str
+    text: bytes
+    trailer: bytes
+    stdin: bytes = b""
+    timeout_s: float | None = None
+    output_limit_bytes: int = 64 << 20
+
+    def encode(self) -> bytes:
+        """As SUB_I_SHELL_RUN carries it."""
+        timeout_ms = 0 if self.timeout_s is None else max(1, round(self.timeout_s * 1000))
+        head = _SHELL_RUN.pack(
+            fixed_id(self.shell_id),
+            fixed_id(self.exec_id),
+            fixed_id(self.word),
+            timeout_ms,
+            self.output_limit_bytes,
+        )
+        given = struct.pack("<I", len(self.stdin)) + self.stdin  # may hold NUL bytes
+        return b"".join([head, string(self.text), string(self.trailer), given])
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +286,9 @@ class ExecState:
         out_bytes: produced on stdout, stderr and the terminal, kept or not.
         oom_kills: processes of this exec that the kernel ended for want of memory.
         pids_refused: processes of the world that were refused while this exec ran.
+        shell_ended: of a shell's command: the shell ended with it.
+        spoiled: it wrote to the shell's reports, so the shell was ended.
+        directory: where the shell was afterwards; empty where it did not say.
     """
 
     exec_id: str
@@ -263,6 +314,9 @@ class ExecState:
     stdin_written: int
     oom_kills: int = 0
     pids_refused: int = 0
+    shell_ended: bool = False
+    spoiled: bool = False
+    directory: bytes = b""
 
     @classmethod
     def decode(cls, payload: bytes) -> ExecState:
@@ -300,6 +354,9 @@ class ExecState:
             stdin_written=numbers[19],
             oom_kills=oom_kills,
             pids_refused=pids_refused,
+            shell_ended=bool(flags & _StateFlag.SHELL_ENDED),
+            spoiled=bool(flags & _StateFlag.SPOILED),
+            directory=counted[_COUNTED.size + 4 :],
         )
 
 

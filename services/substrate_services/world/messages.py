@@ -65,8 +65,8 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
         trace_id=trace_id,
         agent_id=validation.bounded_text("agent_id", request.agent_id),
         profile=request.profile or "workspace",
-        caller_env=_env("caller_env", request.caller_env),
-        env=_env("env", request.env),
+        caller_env=checked_env("caller_env", request.caller_env),
+        env=checked_env("env", request.env),
         user=validation.bounded_text("user", request.user),
         network=tuple(
             validation.bounded_text(f"network[{index}]", rule)
@@ -124,7 +124,7 @@ def exec_request(request: execs_pb2.StartExecRequest) -> ExecRequest:
         else (),
         shell=shell,
         recorded_span_id=request.recorded.span_id if kind == "recorded" else None,
-        env=_env("env", request.env),
+        env=checked_env("env", request.env),
         cwd=_cwd(request.cwd) if request.HasField("cwd") else None,
         user=validation.bounded_text("user", request.user),
         umask=_umask(request.umask) if request.HasField("umask") else None,
@@ -295,7 +295,8 @@ def _landlock(abi: int) -> worlds_pb2.Capability:
     )
 
 
-def _env(field: str, variables: Iterable[types_pb2.EnvVar]) -> dict[bytes, bytes]:
+def checked_env(field: str, variables: Iterable[types_pb2.EnvVar]) -> dict[bytes, bytes]:
+    """Variables by name. Raises InvalidField."""
     found: dict[bytes, bytes] = {}
     for index, variable in enumerate(variables):
         if index >= _ENV_LIMIT:

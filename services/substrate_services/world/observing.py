@@ -66,6 +66,12 @@ class SegmentTelemetry:
             return StepTelemetry(coverage=Coverage("full", ()))
         offsets = ClockOffsets.now()
         began = round(start.start_time * 1e9) - offsets.utc_ns - _START_SLACK_NS
+        since = None
+        shell = world.shells.get(start.shell.shell_id) if start.shell is not None else None
+        if shell is not None:
+            # The root is the shell, which was there before: of it, what it did since then.
+            since = began + _START_SLACK_NS
+            began = shell.started_ns - _START_SLACK_NS
         sink = EventSink(self._store)
         ledger_fd = await self._ledger(world, max(0, began))
         summary = await decode_segments(
@@ -77,6 +83,7 @@ class SegmentTelemetry:
             max_events=INLINE_EVENTS,
             offsets=offsets,
             root_after_ns=max(0, began),
+            since_ns=since,
             ledger_fd=ledger_fd,
             classes=classes_mask(world.spec.telemetry),
             decoders=self._decoders,
@@ -112,7 +119,8 @@ class SegmentTelemetry:
         if world.box is None or world.box.ledger_fd is None:
             return None
         # What lies before this step is of no use to anybody, if nobody else's is still to be read.
-        from_ns = began if world.running <= 1 else 0
+        # Shells are traced from their start on, as long as they are there.
+        from_ns = began if world.running <= 1 and not world.shells else 0
         try:
             await self._sync_ledger(world.spec.world_id, from_ns)
         except BackendError as error:

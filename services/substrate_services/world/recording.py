@@ -439,5 +439,6 @@ def _record(
         utc_offset_ns=start.utc_offset_ns,
         hosts=telemetry.hosts[:INLINE_HOSTS],
         project=start.project,
+        shell=start.shell,
         shared=attempt.shared,
     )

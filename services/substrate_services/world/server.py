@@ -28,6 +28,7 @@ from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.commit_rpcs import CommitRpcs
 from substrate_services.world.execs import Execs
 from substrate_services.world.file_rpcs import FileRpcs
+from substrate_services.world.following import followed
 from substrate_services.world.looks import Looks
 from substrate_services.world.messages import (
     capabilities_to_proto,
@@ -42,8 +43,9 @@ from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_fr
 from substrate_services.world.patch import patch
 from substrate_services.world.project import Project
 from substrate_services.world.rollback import Rollbacks
+from substrate_services.world.shell_rpcs import ShellRpcs
+from substrate_services.world.shells import Shells
 from substrate_services.world.snapshots import get_base, get_snapshot
-from substrate_services.world.steps import Exec
 from substrate_services.world.updating import Updates
 from substrate_services.world.updating_rpcs import UpdatingRpcs
 from substrate_services.world.worlds import World, Worlds
@@ -51,16 +53,15 @@ from substrate_services.world.worlds import World, Worlds
 if TYPE_CHECKING:
     from substrate_services.wire.errors import Context
 
-KEEPALIVE_S = 15.0
 
-
-class WorldServicer(CommitRpcs, UpdatingRpcs, FileRpcs):
+class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, FileRpcs):
     """Serves the worlds of one host.
 
     Args:
         availability: whether worlds can be made here.
         worlds: makes and keeps them.
         execs: runs commands in them.
+        shells: keeps shells in them.
         looks: reads files in them.
         rollbacks: sets their trees back.
         applies: writes their changes to the host.
@@ -77,6 +78,7 @@ class WorldServicer(CommitRpcs, UpdatingRpcs, FileRpcs):
         availability: Availability,
         worlds: Worlds,
         execs: Execs,
+        shells: Shells,
         looks: Looks,
         rollbacks: Rollbacks,
         applies: Applies,
@@ -89,6 +91,7 @@ class WorldServicer(CommitRpcs, UpdatingRpcs, FileRpcs):
         super().__init__(worlds=worlds, execs=execs, looks=looks, store=store)
         self._availability = availability
         self._looks = looks
+        self._shells = shells
         self._rollbacks = rollbacks
         self._applies = applies
         self._updates = updates
@@ -196,8 +199,8 @@ class WorldServicer(CommitRpcs, UpdatingRpcs, FileRpcs):
             )
         try:
             if request.follow and exec_.output_log.exists():
-                async for answer in _follow(exec_, request.offset):
-                    yield answer
+                async for frame in followed(exec_, request.offset):
+                    yield _streamed(frame)
             elif size:
                 for frame in read_frames(exec_.output_log, request.offset):
                     yield execs_pb2.StreamExecResponse(output=output_to_proto(frame))
@@ -325,21 +328,7 @@ def _trace_of(context: Context) -> str:
     return ""
 
 
-async def _follow(exec_: Exec, offset: int) -> AsyncIterator[execs_pb2.StreamExecResponse]:
-    """Output from an offset on, until the command has ended."""
-    frames = exec_.output.frames(offset)
-    following: asyncio.Future[Frame | None] | None = None
-    try:
-        while True:
-            following = asyncio.ensure_future(anext(frames, None))
-            while not (await asyncio.wait([following], timeout=KEEPALIVE_S))[0]:
-                yield execs_pb2.StreamExecResponse(keepalive=execs_pb2.Keepalive())
-            frame = following.result()
-            if frame is None:
-                return
-            yield execs_pb2.StreamExecResponse(output=output_to_proto(frame))
-    finally:
-        if following is not None and not following.done():
-            following.cancel()
-            await asyncio.wait([following])
-        await frames.aclose()
+def _streamed(frame: Frame | None) -> execs_pb2.StreamExecResponse:
+    if frame is None:
+        return execs_pb2.StreamExecResponse(keepalive=execs_pb2.Keepalive())
+    return execs_pb2.StreamExecResponse(output=output_to_proto(frame))

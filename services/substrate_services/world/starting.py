@@ -90,12 +90,14 @@ async def mark_shared(world: World, exec_: Exec, known: Sequence[Exec]) -> None:
     left_running = False
     if world.has_background:
         # What an earlier command left behind may have ended by now.
+        shells = {shell.pid for shell in world.shells.values()}
         running = {other.exec_id for other in others}
         processes = await world.init.processes()
         left_running = any(
             process.exec_id
             and process.exec_id not in running
             and not process.exec_id.startswith(LOOK_PREFIX)
+            and process.pid not in shells
             for process in processes
         )
         world.has_background = left_running

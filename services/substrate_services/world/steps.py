@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from substrate_services.journal.codec import SpanStart, start_to_line
 from substrate_services.journal.jsontypes import compact_bytes
-from substrate_services.journal.schema import Action, Decision, SpanRecord
+from substrate_services.journal.schema import Action, Decision, ShellStep, SpanRecord
 from substrate_services.world.ended import Ended
 from substrate_services.world.file_kinds import FilesKind
 from substrate_services.world.output_log import OutputFollower
@@ -50,6 +50,7 @@ class ExecRequest:
     session_id: str = ""
     agent_id: str = ""
     traceparent: str = ""
+    in_shell: ShellStep | None = None
 
 
 @dataclass(slots=True)
@@ -84,6 +85,11 @@ class Exec:
     def output_log(self) -> Path:
         """The framed output log."""
         return self.directory / "output.log"
+
+
+#: Starts what a step is about, with environment that is no part of its action; gives how it ended
+#: where it does not run.
+Begin = Callable[[Exec, Mapping[bytes, bytes]], Awaitable[Ended | None]]
 
 
 class Decider(Protocol):

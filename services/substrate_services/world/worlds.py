@@ -34,6 +34,7 @@ from substrate_services.world.removal import empty, move_to, remove_tree
 from substrate_services.world.restore import (
     Missing,
 )
+from substrate_services.world.shell_state import Shell
 from substrate_services.world.snapshots import (
     get_base,
     get_fingerprints,
@@ -68,6 +69,7 @@ class World:
     client: InitClient | None
     missing: tuple[Missing, ...] = ()
     running: int = 0
+    shells: dict[str, Shell] = field(default_factory=dict)  # by id; also those that have ended
     has_background: bool = False  # a command left processes behind when it ended
     exchanging: asyncio.Lock = field(default_factory=asyncio.Lock)  # its box is being exchanged
     gate: Gate = field(default_factory=Gate)  # commands start inside, and a rollback is alone
