@@ -7,8 +7,9 @@
  * system calls, as far as they reach.
  *
  * What it executes starts below the filter, knows nothing, and must not ask: it is told by a file
- * beside the segments. Looking for that takes what the loader did a moment ago with the same
- * arguments (opening a file for reading), and so does reading in /proc how many filters there are.
+ * beside the segments. Looking for that takes what the loader did a moment ago, with the same
+ * arguments (access, opening a file for reading), and so does reading in /proc how many filters there
+ * are.
  */
 #define _GNU_SOURCE 1
 
@@ -225,6 +226,21 @@ static long open_to_read(const char *path) {
 #endif
 }
 
+/*
+ * As glibc's loader looks for /etc/ld.so.preload: cheaper than opening, and this is asked at every
+ * start. musl's looks for nothing.
+ */
+static bool is_there(const char *path) {
+#if !defined(__GLIBC__)
+    (void)path;
+    return true;
+#elif defined(SYS_access)
+    return SYS2(SYS_access, path, R_OK) == 0;
+#else
+    return SYS3(SYS_faccessat, AT_FDCWD, path, R_OK) == 0;
+#endif
+}
+
 /* How many filters this process is below; UINT32_MAX: nobody says (before Linux 5.9). */
 static uint32_t count_filters(void) {
     static const char field[] = "\nSeccomp_filters:\t";
@@ -275,9 +291,11 @@ bool sub_below_filter(void) {
     char path[SUB_DIRECTORY_MAX + sizeof("/" SUB_FILTER_MARK)];
     uint32_t noted = 0;
     mark_path(path);
+    if (!is_there(path))
+        return false; /* nobody installed one */
     long fd = open_to_read(path);
     if (fd < 0)
-        return false; /* nobody installed one */
+        return false;
     long length = SYS3(SYS_read, fd, &noted, sizeof(noted));
     SYS1(SYS_close, fd);
     if (length != (long)sizeof(noted) || noted == 0)
