@@ -138,6 +138,7 @@ static bool is_identifier(const char *variable) {
 }
 
 #define IDENTIFIERS 8
+#define PATH_USUAL 512 /* whose paths are longer gets a bigger frame */
 
 /* The times and ids that every hello has. */
 static struct sub_hello plain_hello(uint32_t umask) {
@@ -213,21 +214,25 @@ static bool is_argument(const char *name, int index) {
  * file that was run is taken for that; `/bin/cat /bin/cat` looks the same, and is.
  *
  * Whoever was run by descriptor (fexecve) is called /dev/fd/N/...: only the kernel knows the rest.
+ *
+ * Returns `size` where that may be too small.
  */
-static long find_program(char *exe, const char *cwd, long cwd_length) {
+static long find_program(char *exe, size_t size, const char *cwd, long cwd_length) {
     static const char descriptors[] = "/dev/fd/";
     const char *name = (const char *)getauxval(AT_EXECFN);
     if (name == NULL || strncmp(name, descriptors, sizeof(descriptors) - 1) == 0)
-        return SYS4(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", exe, SUB_STRING_MAX);
+        return SYS4(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", exe, size);
     if ((is_argument(name, 1) || is_argument(name, 2)) && sub_arguments[0][0] == '/')
         name = sub_arguments[0];
-    size_t length = strnlen(name, SUB_STRING_MAX);
+    size_t length = strnlen(name, size);
     size_t below = 0;
     if (name[0] != '/') {
         for (; name[0] == '.' && name[1] == '/'; length -= 2)
             name += 2;
-        if (cwd_length <= 0 || (size_t)cwd_length + 1 + length > SUB_STRING_MAX)
+        if (cwd_length <= 0)
             return 0;
+        if ((size_t)cwd_length + 1 + length > size)
+            return (long)size;
         memcpy(exe, cwd, (size_t)cwd_length);
         below = (size_t)cwd_length;
         if (exe[below - 1] != '/')
@@ -237,17 +242,24 @@ static long find_program(char *exe, const char *cwd, long cwd_length) {
     return (long)(below + length);
 }
 
-void sub_write_exec_hello(uint32_t umask) {
+/* False when one of the two buffers may have been too small; then nothing is written. */
+static bool write_exec_hello(uint32_t umask, char *cwd, char *exe, size_t size) {
     struct sub_hello hello = plain_hello(umask);
-    char cwd[SUB_STRING_MAX];
-    char exe[SUB_STRING_MAX];
     const char *variables[IDENTIFIERS];
     uint32_t lengths[IDENTIFIERS];
     uint32_t variable_count = 0;
     uint32_t flags = 0;
     uint64_t digest = 0;
-    long cwd_length = SYS2(SYS_getcwd, cwd, sizeof(cwd)) - 1;
-    long exe_length = find_program(exe, cwd, cwd_length);
+    long cwd_length = SYS2(SYS_getcwd, cwd, size);
+    if (cwd_length == -ERANGE && size < SUB_STRING_MAX)
+        return false;
+    cwd_length--; /* its NUL */
+    long exe_length = find_program(exe, size, cwd, cwd_length);
+    if (exe_length >= (long)size) {
+        if (size < SUB_STRING_MAX)
+            return false;
+        exe_length = 0;
+    }
     uint32_t argv_length = measure_arguments(&flags);
     uint32_t fields = sub_field_size(sizeof(hello)) + sub_field_size(argv_length) +
                       sub_field_size(sizeof(digest));
@@ -267,7 +279,7 @@ void sub_write_exec_hello(uint32_t umask) {
     hello.argc = (uint32_t)sub_argument_count;
     struct sub_record *record = sub_begin(SUB_HELLO, SUB_OP_none, sub_now(), fields);
     if (record == NULL)
-        return;
+        return true;
     record->flags |= flags;
     unsigned char *at =
         sub_put((unsigned char *)(record + 1), SUB_TAG_HELLO, &hello, sizeof(hello));
@@ -280,4 +292,21 @@ void sub_write_exec_hello(uint32_t umask) {
     for (uint32_t i = 0; i < variable_count; i++)
         at = sub_put(at, SUB_TAG_VARIABLE, variables[i], lengths[i]);
     sub_commit(record);
+    return true;
+}
+
+static __attribute__((noinline)) void write_long_exec_hello(uint32_t umask) {
+    char cwd[SUB_STRING_MAX], exe[SUB_STRING_MAX];
+    write_exec_hello(umask, cwd, exe, sizeof(cwd));
+}
+
+/* Each page of stack that nothing else has touched yet is a page fault of this start. */
+static __attribute__((noinline)) bool write_short_exec_hello(uint32_t umask) {
+    char cwd[PATH_USUAL], exe[PATH_USUAL];
+    return write_exec_hello(umask, cwd, exe, sizeof(cwd));
+}
+
+void sub_write_exec_hello(uint32_t umask) {
+    if (!write_short_exec_hello(umask))
+        write_long_exec_hello(umask);
 }

@@ -21,8 +21,20 @@
 
 void *sub_found[SUB_OP_COUNT];
 
+/*
+ * The names lie one behind the other and are found by their places. Pointers to them would be the
+ * loader's to relocate in each program that is started, and fill most of the one page that a start
+ * writes to.
+ */
+#define SUB_OPERATION_FIELD(name) char name_##name[sizeof(#name)];
 #define SUB_OPERATION_NAME(name) #name,
-static const char *const operation_names[] = {SUB_OPERATIONS(SUB_OPERATION_NAME)};
+#define SUB_OPERATION_PLACE(name) offsetof(struct operation_names, name_##name),
+struct operation_names {
+    SUB_OPERATIONS(SUB_OPERATION_FIELD)
+};
+static const struct operation_names operation_names = {SUB_OPERATIONS(SUB_OPERATION_NAME)};
+static const uint16_t operation_places[] = {SUB_OPERATIONS(SUB_OPERATION_PLACE)};
+_Static_assert(sizeof(struct operation_names) <= UINT16_MAX, "the places are 16 bits wide");
 
 struct symbols {
     uintptr_t base;
@@ -224,7 +236,7 @@ void *sub_late_hook(const char *name, void *hook) {
 #endif
 
 void *sub_lookup(enum sub_operation op) {
-    void *found = find_behind_us(operation_names[op]);
+    void *found = find_behind_us((const char *)&operation_names + operation_places[op]);
     if (found != NULL)
         __atomic_store_n(&sub_found[op], found, __ATOMIC_RELAXED);
     return found;
