@@ -316,6 +316,7 @@ static const uint16_t I386_ALLOWED[] = {
     401, /* msgrcv */
     402, /* msgctl */
     403, /* clock_gettime64 */
+    405, /* clock_adjtime64 */
     406, /* clock_getres_time64 */
     407, /* clock_nanosleep_time64 */
     408, /* timer_gettime64 */
