@@ -118,11 +118,9 @@ class ChangeFinder:
         pending = [(b"", old, new)]
         while pending:
             relative, old, new = pending.pop()
-            if old.shows_lower_only() and new.shows_lower_only():
-                old_key = old.lower.key if old.lower is not None else None
-                new_key = new.lower.key if new.lower is not None else None
-                if old_key == new_key:
-                    continue
+            # Walks share what has not changed, so one look tells of all that is below.
+            if old.upper is new.upper and _key(old.lower) == _key(new.lower):
+                continue
             if not old.exists() and not new.exists():
                 continue
             change = self._change(layer.path_in_world(relative), old, new)
@@ -188,11 +186,19 @@ def _pairs_below(old: _View, new: _View, root: LowerView) -> Iterator[tuple[byte
     new_below = new.below(root) if new.kind() == "dir" else None
     names = set(old.upper.children if old.upper is not None else ())
     names |= set(new.upper.children if new.upper is not None else ())
-    if (old_below.key if old_below else None) != (new_below.key if new_below else None):
+    if _key(old_below) != _key(new_below):
         names |= set(old_below.names() if old_below is not None else ())
         names |= set(new_below.names() if new_below is not None else ())
+    if _key(old_below) == _key(new_below):
+        before = old.upper.children if old.upper is not None else {}
+        after = new.upper.children if new.upper is not None else {}
+        names = {name for name in names if before.get(name) is not after.get(name)}
     for name in sorted(names):
         yield name, _child(old, old_below, name), _child(new, new_below, name)
+
+
+def _key(view: LowerView | None) -> tuple[bytes, ...] | None:
+    return view.key if view is not None else None
 
 
 def _child(view: _View, below: LowerView | None, name: bytes) -> _View:

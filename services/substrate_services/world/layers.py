@@ -12,6 +12,7 @@ answer for it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -80,8 +81,26 @@ class Layer:
 
 # (inode, size, mtime, ctime): while these hold, a file's content has not changed.
 Identity = tuple[int, int, int, int]
+_NOTHING: Identity = (-1, 0, 0, 0)
+# Names in a directory, with what was touched below each.
+Touched = dict[bytes, "Touched"]
 # Names and values of attributes in the user's namespace (xattr(7)), sorted by name.
 Xattrs = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What all that is below a directory comes to.
+
+    Attributes:
+        entries: how many.
+        linked: there are files with several names.
+        unread: there is something that could not be read.
+    """
+
+    entries: int
+    linked: bool
+    unread: bool
 
 
 @dataclass(slots=True)
@@ -90,6 +109,10 @@ class UpperNode:
 
     ``state`` is what a process in the world sees; None stands for a whiteout. ``unread`` says why
     a file has no digest or a directory no children here, though there may be some.
+
+    Walks share the nodes of what has not changed between them, so a node that a walk has returned
+    stays as it is, but for what is noted down of it: what is :attr:`below`, and as which object its
+    directory is :attr:`kept`.
     """
 
     state: FileState | None
@@ -99,6 +122,9 @@ class UpperNode:
     children: dict[bytes, UpperNode] = field(default_factory=dict)
     unread: str = ""
     xattrs: Xattrs = ()  # of the user's namespace, by name
+    linked: bool = False  # a file with several names
+    below: Below | None = field(default=None, compare=False)
+    kept: str = field(default="", compare=False)
 
     @property
     def kind(self) -> FileKind | None:
@@ -112,6 +138,8 @@ class UpperNode:
             path, node = pending.pop()
             if node.unread:
                 yield path, node.unread
+            if node.below is not None and not node.below.unread:
+                continue
             pending += [(os.path.join(path, name), child) for name, child in node.children.items()]
 
     def find(self, relative: bytes) -> UpperNode | None:
@@ -256,6 +284,24 @@ def walk_upper(layer: Layer, keep: KeepFile, previous: UpperNode | None = None) 
     return _Walk(layer.upper, layer, keep).run(previous)
 
 
+def refresh_upper(
+    layer: Layer, keep: KeepFile, previous: UpperNode, touched: Touched, *, moves: bool
+) -> UpperNode | None:
+    """As :func:`walk_upper`, looking only where something may have changed.
+
+    Args:
+        layer: the layer.
+        keep: gives the digest of a regular file.
+        previous: the walk before.
+        touched: what may have changed, as a tree of names.
+        moves: something may have been renamed: directories that are touched may hold anything.
+
+    Returns:
+        The walk; None where it takes a whole one to tell.
+    """
+    return _Walk(layer.upper, layer, keep).refresh(previous, touched, moves=moves)
+
+
 def walk_directory(directory: bytes, keep: KeepFile) -> UpperNode:
     """Read a plain directory, of no layer, as :func:`walk_upper` reads an upper."""
     return _Walk(directory, Layer("", b"/", (), Path()), keep).run(None)
@@ -269,18 +315,99 @@ class _Walk:
         self._root_fd = -1
 
     def run(self, previous: UpperNode | None) -> UpperNode:
+        with self._opened():
+            status = os.fstat(self._root_fd)
+            return self._whole(b"", UpperNode(file_state("dir", status, None, None)), previous)
+
+    def refresh(self, previous: UpperNode, touched: Touched, *, moves: bool) -> UpperNode | None:
+        with self._opened():
+            try:
+                return self._renewed(b"", previous, touched, moves=moves)
+            except (_Doubt, OSError):
+                return None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[None]:
         self._root_fd = os.open(self._directory, _DIRECTORY)
         try:
-            root = UpperNode(file_state("dir", os.fstat(self._root_fd), None, None))
-            pending = [(b"", root, previous)]
-            while pending:
-                relative, node, before = pending.pop()
-                for name, child in self._fill(relative, node, before):
-                    earlier = before.children.get(name) if before is not None else None
-                    pending.append((os.path.join(relative, name), child, earlier))
-            return root
+            yield
         finally:
             os.close(self._root_fd)
+
+    def _whole(self, relative: bytes, root: UpperNode, previous: UpperNode | None) -> UpperNode:
+        """All of one directory. What is as it was is the very node of the walk before."""
+        top = {b"": root}
+        # Every directory with where it hangs, those above before those below.
+        found = [(top, b"", root, previous)]
+        pending = [(relative, root, previous)]
+        while pending:
+            path, node, before = pending.pop()
+            for name, child in self._fill(path, node, before):
+                earlier = before.children.get(name) if before is not None else None
+                found.append((node.children, name, child, earlier))
+                pending.append((os.path.join(path, name), child, earlier))
+        for siblings, name, node, before in reversed(found):
+            siblings[name] = _settled(node, before)
+        return top[b""]
+
+    def _renewed(
+        self, relative: bytes, before: UpperNode, touched: Touched, *, moves: bool
+    ) -> UpperNode:
+        """One directory that is still there, of which some entries may have changed."""
+        fd = open_beneath(self._root_fd, relative or b".", _DIRECTORY)
+        try:
+            node = UpperNode(None)
+            self._describe(fd, node)
+            if before.unread or (before.identity or _NOTHING)[0] != (node.identity or _NOTHING)[0]:
+                raise _Doubt  # it was not read, or is another one
+            node.children = dict(before.children)
+            added = False
+            for name, deeper in touched.items():
+                if name == b"":
+                    continue
+                earlier = before.children.get(name)
+                child = self._entry(fd, name, earlier)
+                if child is not earlier:
+                    path = os.path.join(relative, name)
+                    child = self._renewed_child(path, child, earlier, deeper, moves=moves)
+                elif deeper.keys() - {b""} and earlier is None and moves:
+                    raise _Doubt  # what was it, while it was there?
+                if child is None:
+                    node.children.pop(name, None)
+                    continue
+                added = added or earlier is None
+                node.children[name] = child
+            if added:
+                node.children = dict(sorted(node.children.items()))
+            return _settled(node, before)
+        finally:
+            os.close(fd)
+
+    def _renewed_child(
+        self,
+        relative: bytes,
+        child: UpperNode | None,
+        earlier: UpperNode | None,
+        deeper: Touched,
+        *,
+        moves: bool,
+    ) -> UpperNode | None:
+        """An entry that may be another, or have others below it."""
+        if "symlink" in (_kind(child), _kind(earlier)):
+            raise _Doubt  # what was touched may be where it leads to
+        if _kind(child) == "dir" and child is not None:
+            same = (
+                earlier is not None
+                and earlier.kind == "dir"
+                and not earlier.unread
+                and (earlier.identity or _NOTHING)[0] == (child.identity or _NOTHING)[0]
+            )
+            if same and earlier is not None and not (moves and b"" in deeper):
+                return self._renewed(relative, earlier, deeper, moves=moves)
+            child = self._whole(relative, child, earlier if _kind(earlier) == "dir" else None)
+        if _has_links(child) or _has_links(earlier):
+            raise _Doubt  # other names of what is below, or was, have changed too
+        return child
 
     def _fill(
         self, relative: bytes, node: UpperNode, before: UpperNode | None
@@ -295,12 +422,7 @@ class _Walk:
             node.unread = _why_unread(error)
             return []
         try:
-            status = os.fstat(fd)
-            node.state = file_state("dir", status, None, None)
-            node.identity = _identity(status)
-            node.opaque = _xattr(fd, self._layer.xattr("opaque")) == b"y"
-            node.redirect = _xattr(fd, self._layer.xattr("redirect"))
-            node.xattrs = user_xattrs(fd)
+            self._describe(fd, node)
             with os.scandir(fd) as entries:
                 names = sorted(os.fsencode(entry.name) for entry in entries)
             directories = []
@@ -314,6 +436,15 @@ class _Walk:
         finally:
             os.close(fd)
 
+    def _describe(self, fd: int, node: UpperNode) -> None:
+        """Note down what a directory itself is."""
+        status = os.fstat(fd)
+        node.state = file_state("dir", status, None, None)
+        node.identity = _identity(status)
+        node.opaque = _xattr(fd, self._layer.xattr("opaque")) == b"y"
+        node.redirect = _xattr(fd, self._layer.xattr("redirect"))
+        node.xattrs = user_xattrs(fd)
+
     def _entry(self, directory_fd: int, name: bytes, before: UpperNode | None) -> UpperNode | None:
         """Read one entry; None if it has gone since its directory was listed."""
         unread = ""
@@ -322,11 +453,14 @@ class _Walk:
             try:
                 status = os.lstat(name, dir_fd=directory_fd)
                 if is_whiteout(status):
-                    return UpperNode(state=None)
+                    is_known = before is not None and before.state is None
+                    return before if is_known else UpperNode(state=None)
                 kind = kind_of(status.st_mode)
                 if kind == "file":
                     known = _known(status, before)
                     return known or self._file(directory_fd, name)
+                if kind != "dir" and before is not None and _is_same(before, kind, status):
+                    return before
                 target = os.readlink(name, dir_fd=directory_fd) if kind == "symlink" else None
                 return UpperNode(file_state(kind, status, None, target), _identity(status))
             except FileNotFoundError:
@@ -352,7 +486,7 @@ class _Walk:
             status = os.fstat(place)
             if not stat.S_ISREG(status.st_mode):
                 raise _Swapped
-            node = UpperNode(None, _identity(status))
+            node = UpperNode(None, _identity(status), linked=status.st_nlink > 1)
             node.xattrs = user_xattrs(b"/proc/self/fd/%d" % place)
             if status.st_size - status.st_blocks * 512 > HOLES_LIMIT_BYTES:
                 # Content that nobody has written and everybody would have to read.
@@ -369,6 +503,10 @@ class _Walk:
             os.close(place)
 
 
+class _Doubt(Exception):
+    """What was touched does not tell all that has changed."""
+
+
 class _Swapped(Exception):
     """Something else is in the place of what was there a moment ago."""
 
@@ -379,13 +517,51 @@ def _identity(status: os.stat_result) -> Identity:
 
 def _known(status: os.stat_result, before: UpperNode | None) -> UpperNode | None:
     """A file that is what it was when it was read."""
-    identity = _identity(status)
-    if before is None or before.state is None or before.identity != identity:
-        return None
-    if before.state.digest is None:
-        return None  # it could not be read then
-    state = file_state("file", status, before.state.digest, None)
-    return UpperNode(state, identity, xattrs=before.xattrs)  # setting one changes the ctime
+    if before is None or before.state is None or before.state.digest is None:
+        return None  # or it could not be read then
+    return before if _is_same(before, "file", status) else None  # setting xattrs changes the ctime
+
+
+def _is_same(before: UpperNode, kind: FileKind, status: os.stat_result) -> bool:
+    return before.kind == kind and before.identity == _identity(status)
+
+
+def _kind(node: UpperNode | None) -> FileKind | None:
+    return node.kind if node is not None else None
+
+
+def _has_links(node: UpperNode | None) -> bool:
+    return node is not None and (node.linked or (node.below is not None and node.below.linked))
+
+
+def _settled(node: UpperNode, before: UpperNode | None) -> UpperNode:
+    """A directory all of whose entries are known; the earlier node where it is as it was."""
+    if before is not None and _shares_all(node, before):
+        return before
+    children = node.children.values()
+    node.below = Below(
+        entries=len(children) + sum(c.below.entries for c in children if c.below is not None),
+        linked=any(c.linked or (c.below is not None and c.below.linked) for c in children),
+        unread=any(c.unread or (c.below is not None and c.below.unread) for c in children),
+    )
+    return node
+
+
+def _shares_all(node: UpperNode, before: UpperNode) -> bool:
+    return (
+        before.below is not None
+        and (node.identity, node.state, node.opaque, node.redirect, node.xattrs, node.unread)
+        == (
+            before.identity,
+            before.state,
+            before.opaque,
+            before.redirect,
+            before.xattrs,
+            before.unread,
+        )
+        and len(node.children) == len(before.children)
+        and all(before.children.get(name) is child for name, child in node.children.items())
+    )
 
 
 def _why_unread(error: OSError) -> str:

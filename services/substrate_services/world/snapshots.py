@@ -189,6 +189,8 @@ def _hard_links(root: UpperNode) -> dict[int, bytes]:
     pending = [(b"", root)]
     while pending:
         path, node = pending.pop()
+        if node.below is not None and not node.below.linked:
+            continue
         for name, child in node.children.items():
             below = os.path.join(path, name)
             if child.kind == "dir":
@@ -206,7 +208,12 @@ def _put_node(
     # A stack of its own: a world may nest directories deeper than calls may nest here.
     above: list[tuple[bytes, UpperNode, Iterator[tuple[bytes, UpperNode]], list[TreeEntry]]] = []
     while True:
-        if node.kind == "dir" and not node.unread:
+        if node.kept and store.has(node.kept):
+            entry = _entry_of(name, node, node.kept)
+            if not above:
+                return entry
+            above[-1][3].append(entry)
+        elif node.kind == "dir" and not node.unread:
             above.append((name, node, iter(node.children.items()), []))
         else:
             digest = node.state.digest if node.state is not None else None
@@ -216,7 +223,10 @@ def _put_node(
             above[-1][3].append(entry)
         while (following := next(above[-1][2], None)) is None:
             name, node, _names, entries = above.pop()
-            entry = _entry_of(name, node, put_dir(store, entries))
+            digest = put_dir(store, entries)
+            if node.below is not None and not node.below.linked:
+                node.kept = digest  # of itself alone: where its files have no other names
+            entry = _entry_of(name, node, digest)
             if not above:
                 return entry
             above[-1][3].append(entry)
