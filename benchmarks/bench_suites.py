@@ -1,6 +1,7 @@
 """The suites of bash, python, git, node and programs built with gcc, with and without the library.
 
-Run ``make bench-suites`` (root, Debian: the suites come from its source packages). Prints a table:
+Run ``make bench-suites`` (root, Debian: the suites come from its source packages). All of them take
+some two hours of one processor; half of that with two. Prints a table:
 for each suite how many tests and cases there are, how many came out the same, which differ because
 of the library, and which are flaky: each that differs is run three times more both ways. Exits with
 1 when the library made a difference.
@@ -9,7 +10,7 @@ From the environment:
 
 * ``SUITES=git,node``: these alone;
 * ``SUITES_EVERY=4``: every fourth test of each;
-* ``SUITES_JOBS=2``: so many at a time (1);
+* ``SUITES_JOBS=2``: so many at a time (2);
 * ``SUITES_RESUME=1``: go on with a run that was interrupted.
 
 What came of each test is kept in ``build/suites/results``.
@@ -89,7 +90,7 @@ def main() -> int:
         _say(f"bench-suites: no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
         return 2
     every = int(os.environ.get("SUITES_EVERY", "1"))
-    jobs = int(os.environ.get("SUITES_JOBS", "1"))
+    jobs = int(os.environ.get("SUITES_JOBS", "2"))
     sources = sorted({SUITES[name][0] for name in wanted} - {""})
     subprocess.run([ROOT / "scripts" / "suite-sources", *sources], check=False)
     rows = []

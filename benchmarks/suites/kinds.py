@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAID_OUT = ROOT / "build" / "suites"
 PYTHON = "/usr/bin/python3"
 
+TIMED_OUT = "timed out"
 #: case -> what it came to
 Cases = dict[str, str]
 
@@ -38,7 +39,7 @@ class Suite:
 
 
 def _status(ran: Ran) -> str:
-    return "timed out" if ran.status is None else str(ran.status)
+    return TIMED_OUT if ran.status is None else str(ran.status)
 
 
 def bash() -> Suite:
@@ -120,7 +121,7 @@ def python() -> Suite:
     )  # fmt: skip
 
 
-_DURATION = re.compile(r"duration_ms\S* \S+")
+_DURATION = re.compile(r"duration_ms\S* \S+|\b[\d.]+ms\b")
 
 
 def node() -> Suite:
@@ -137,7 +138,7 @@ def node() -> Suite:
             ["node", *(flags.group(1).split() if flags else ()), path],
             recorded=recorded,
             tree=tree,
-            timeout_s=60,
+            timeout_s=120,
             env={"NODE_TEST_DIR": "/tmp"},
         )
         printed = _DURATION.sub("", normalised(ran.stdout) + normalised(ran.stderr))
