@@ -72,6 +72,15 @@ bench-slowdown: build ## how much slower real work is under telemetry, next to o
 	$(SAY) 'bench-slowdown'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench slowdown
 
+bench-hostile: build ## how much slower a world is beside one that wants all there is
+	$(SAY) 'bench-hostile'
+	@$(PYTHON) -m benchmarks.bench_hostile
+
+flood: build ## the 10 GB of output of issue 4, cut and held in constant memory
+	$(SAY) 'flood'
+	@SUBSTRATE_FLOOD_BYTES=10000000000 PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTHON) -m pytest \
+	  tests/integration/test_hostile_load.py -k flood -o timeout=1800
+
 fuzz: ## libFuzzer on the decoder, under ASan and UBSan, for FUZZ_SECONDS (300)
 	$(SAY) 'fuzz'
 	@native/fuzz/run
@@ -79,6 +88,10 @@ fuzz: ## libFuzzer on the decoder, under ASan and UBSan, for FUZZ_SECONDS (300)
 bench-suites: build ## suites of bash, python, git, node and gcc-built programs, recorded and not (an hour; SUITES=git,node SUITES_EVERY=4)
 	$(SAY) 'bench-suites'
 	@$(PYTHON) benchmarks/bench_suites.py
+
+bench-faults: build ## kill -9 of host process, launcher and inits at 500 random moments (FAULT_POINTS=500)
+	$(SAY) 'bench-faults'
+	@$(PYTHON) benchmarks/bench_faults.py --points $(or $(FAULT_POINTS),500)
 
 soak: build ## telemetry under a thousand kills, on full file systems, under ten million events in a world
 	$(SAY) 'soak'
