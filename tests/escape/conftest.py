@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.user_fixtures import rootless, user
+from tests.user_fixtures import own_checkout, rootless, user
 
-__all__ = ["rootless", "user"]
+__all__ = ["own_checkout", "rootless", "user"]

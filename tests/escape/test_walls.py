@@ -300,3 +300,39 @@ def test_nobody_in_a_world_can_speak_for_init(user: User, project: Path) -> None
             "grep -c socket:; find /run /tmp /dev -type s | wc -l"
         )
         assert world.run(["sh", "-c", script]).stdout.split() == ["0", "0", "0"]
+
+
+# --- beside mounts, rootless ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _beside_a_mount() -> Iterator[Path]:
+    """A directory of the host with a mount in it, which rootless worlds take apart."""
+    directory = Path(tempfile.mkdtemp(prefix="beside", dir="/srv"))
+    directory.chmod(0o755)
+    mounted = directory / "mounted"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+        shutil.rmtree(directory)
+
+
+def test_sockets_beside_mounts_are_not_shown_rootless(
+    rootless: User, programs: Path, own_checkout: Path
+) -> None:
+    copy = own_checkout / "escape"
+    shutil.copy(programs, copy)
+    with _beside_a_mount() as directory, socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(directory / "bus"))
+        bus.listen()
+        (directory / "bus").chmod(0o777)
+        (directory / "file").write_text("shown")
+        command = [str(copy), "connect_to_path", str(directory / "bus")]
+        outside = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert outside.stdout == "GOT\n"
+        with rootless.client() as client, client.world(project=own_checkout) as world:
+            assert world.run(["cat", str(directory / "file")]).stdout == "shown"
+            assert world.run(command).stdout in {"REFUSED ENOENT\n", "REFUSED ECONNREFUSED\n"}

@@ -191,7 +191,9 @@ class _Builder:
             if entry.is_symlink():
                 self._ops.append(Symlink(path, os.readlink(path)))
             elif not entry.is_dir():
-                self._ops.append(Bind(path, path))
+                # A socket or fifo that is bound is the host's own, with the host at its other end.
+                if entry.is_file():
+                    self._ops.append(Bind(path, path))
             elif not os.access(path, os.R_OK | os.X_OK):
                 continue
             elif any(path != point and is_below(point, (path,)) for point in self._points):
