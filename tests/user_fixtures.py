@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -52,6 +53,15 @@ def as_user() -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def rootless() -> Iterator[User]:
     """An unprivileged user whose host runs."""
+    with rootless_user() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def rootless_user(
+    prefix: tuple[str, ...] = (), variables: tuple[tuple[str, str], ...] = ()
+) -> Iterator[User]:
+    """The same, with words before its commands and further variables; skips where none can be."""
     if os.geteuid() != 0:
         pytest.skip("not root: every other test of this suite is this one")
     if shutil.which("setpriv") is None:
@@ -77,7 +87,8 @@ def rootless() -> Iterator[User]:
     else:
         pytest.skip(f"no Python of this version that uid {UID} may execute, with these packages")
     command = (python, "-c", "import sys, substrate_sdk.cli as c; sys.exit(c.main())")
-    with new_user(as_user(), command=command, variables=(("PYTHONPATH", path),)) as made:
+    variables = (("PYTHONPATH", path), *variables)
+    with new_user((*prefix, *as_user()), command=command, variables=variables) as made:
         os.chown(made.home, UID, UID)
         made.up()
         yield made

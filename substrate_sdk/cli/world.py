@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from substrate_sdk.cli import run
+from substrate_sdk.cli import ports, run
 from substrate_sdk.cli.arguments import (
     Parser,
     open_substrate,
@@ -23,7 +23,7 @@ from substrate_sdk.cli.limits import add_limits, limits_of
 
 _USAGE = (
     "write: substrate world create | list | exec WORLD -- CMD… | update WORLD … | pause WORLD… | "
-    "resume WORLD… | rm WORLD…"
+    "resume WORLD… | expose WORLD PORT… | ports WORLD | unexpose WORLD PORT… | rm WORLD…"
 )
 
 
@@ -42,6 +42,8 @@ def main(args: list[str]) -> int:
             return _pause(args[2:], paused=True)
         case ["resume"]:
             return _pause(args[2:], paused=False)
+        case ["expose" | "ports" | "unexpose" as verb]:
+            return ports.COMMANDS[verb](args[2:])
         case ["rm" | "remove"]:
             return _remove(args[2:])
         case ["-h" | "--help"]:
@@ -160,6 +162,7 @@ def _update(args: list[str]) -> int:
     add("--idle", metavar="S", type=_seconds_or_none, help="of idleness; default: the host's")
     add("--label", metavar="NAME=VALUE", action="append", help="all its labels; repeatable")
     add("--keep", action=argparse.BooleanOptionalAction, help="it stays when its client goes")
+    add("--net", metavar="RULE", action="append", help="all its network rules, or none; repeatable")
     options = parser.parse_args(args)
     from substrate_sdk.client.requests import WorldChanges
 
@@ -172,6 +175,8 @@ def _update(args: list[str]) -> int:
         changes["labels"] = run.environment(options.label)
     if options.keep is not None:
         changes["keep"] = options.keep
+    if options.net is not None:
+        changes["network"] = options.net
     asked = limits_of(options)
     if not changes and asked is None:
         raise UsageError("name what is to be changed: substrate world update WORLD --memory 2G")

@@ -13,6 +13,7 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
     commits_pb2,
     execs_pb2,
     files_pb2,
+    ports_pb2,
     shells_pb2,
     worlds_pb2,
 )
@@ -96,6 +97,13 @@ SIGNAL_EXEC = Method(
 GET_EXEC = Method(_WORLD + "GetExec", execs_pb2.GetExecRequest, execs_pb2.GetExecResponse)
 READ_FILE = Method(_WORLD + "ReadFile", files_pb2.ReadFileRequest, files_pb2.ReadFileResponse)
 WRITE_FILE = Method(_WORLD + "WriteFile", files_pb2.WriteFileRequest, files_pb2.WriteFileResponse)
+EXPOSE_PORT = Method(
+    _WORLD + "ExposePort", ports_pb2.ExposePortRequest, ports_pb2.ExposePortResponse
+)
+UNEXPOSE_PORT = Method(
+    _WORLD + "UnexposePort", ports_pb2.UnexposePortRequest, ports_pb2.UnexposePortResponse
+)
+LIST_PORTS = Method(_WORLD + "ListPorts", ports_pb2.ListPortsRequest, ports_pb2.ListPortsResponse)
 STAT_FILE = Method(_WORLD + "StatFile", files_pb2.StatFileRequest, files_pb2.StatFileResponse)
 LIST_FILES = Method(_WORLD + "ListFiles", files_pb2.ListFilesRequest, files_pb2.ListFilesResponse)
 REMOVE_FILE = Method(

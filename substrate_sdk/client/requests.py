@@ -207,6 +207,7 @@ class WorldChanges(TypedDict, total=False):
     idle_s: float | None
     labels: Mapping[str, str]
     keep: bool
+    network: Sequence[str]
 
 
 def update_world(
@@ -241,9 +242,21 @@ def update_world(
     if "keep" in changes:
         world.keep = changes["keep"]
         paths.append("keep")
+    if "network" in changes:
+        world.network.extend(network_rules(changes["network"]))
+        paths.append("network")
     if not paths:
-        raise InvalidArgument("name what is to be changed: limits, ttl_s, idle_s, labels or keep")
+        raise InvalidArgument(
+            "name what is to be changed: limits, network, ttl_s, idle_s, labels or keep"
+        )
     return request
+
+
+def network_rules(rules: Sequence[str]) -> list[str]:
+    """The rules of a request; ``none`` alone is no rule. Raises InvalidArgument for a string."""
+    if isinstance(rules, str):
+        raise InvalidArgument(f"network: give a list of rules: [{rules!r}]")
+    return [] if list(rules) == ["none"] else list(rules)
 
 
 def create_world(
@@ -253,9 +266,7 @@ def create_world(
     unknown = sorted(options.keys() - WorldOptions.__annotations__.keys())
     if unknown:
         raise TypeError(f"world() got an unexpected keyword argument {unknown[0]!r}")
-    network = options.get("network") or ()
-    if isinstance(network, str):
-        raise InvalidArgument(f"network: give a list of rules: [{network!r}]")
+    network = network_rules(options.get("network") or ())
     base, limits, policy = options.get("base"), options.get("limits"), options.get("policy")
     request = worlds_pb2.CreateWorldRequest(
         request_id=new_id("req_"),
@@ -267,7 +278,7 @@ def create_world(
         env=env_vars(options.get("env")),
         user=options.get("user") or "",
         limits=None if limits is None else limits.to_proto(),
-        network=[] if list(network) == ["none"] else list(network),
+        network=network,
         secrets=[
             types_pb2.SecretRef(name=name, env=variable)
             for variable, name in sorted((options.get("secrets") or {}).items())

@@ -17,6 +17,7 @@ from substrate_sdk.client.execs import (
     AsyncStdin,
     OutputCallback,
 )
+from substrate_sdk.client.ports import Ports
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges, WorldOptions
 from substrate_sdk.client.shells import AsyncShell
 from substrate_sdk.client.substrate import (
@@ -302,11 +303,13 @@ class World:
 
     Attributes:
         files: its files.
+        ports: its servers, for the host to reach.
     """
 
     def __init__(self, inner: AsyncWorld) -> None:
         self._inner = inner
         self.files = Files(inner.files)
+        self.ports = Ports(inner.ports)
 
     @property
     def world_id(self) -> str:

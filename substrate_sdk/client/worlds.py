@@ -12,6 +12,7 @@ from substrate_sdk.client import commits, methods, requests
 from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.execs import AsyncExec, OutputCallback, run_to_end
 from substrate_sdk.client.files import AsyncFiles
+from substrate_sdk.client.ports import AsyncPorts
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges
 from substrate_sdk.client.shells import AsyncShell, open_shell
 from substrate_sdk.errors import SubstrateError
@@ -77,6 +78,7 @@ class AsyncWorld:
 
     Attributes:
         files: its files.
+        ports: its servers, for the host to reach.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class AsyncWorld:
         self._agent_id = agent_id
         self._remove_at_exit = remove
         self.files = AsyncFiles(connection, proto.world_id)
+        self.ports = AsyncPorts(connection, proto.world_id)
 
     @property
     def world_id(self) -> str:
@@ -372,6 +375,7 @@ class AsyncWorld:
             idle_s: seconds of idleness after which it is removed; None for the host's default.
             labels: all its labels.
             keep: it stays when its client goes.
+            network: all its rules from now on; what they do not open any more is cut.
 
         Raises:
             InvalidArgument: a value cannot be used, or the disk was to change.

@@ -75,12 +75,12 @@ def run(world: World, *command: str) -> Result:
     return result
 
 
-def fetch(world: World, *urls: str) -> list[str]:
-    return run(world, PYTHON, "-c", FETCH, *urls).stdout.splitlines()
+def fetch(world: World, *urls: str, python: str = PYTHON) -> list[str]:
+    return run(world, python, "-c", FETCH, *urls).stdout.splitlines()
 
 
-def connect(world: World, *where: str) -> list[str]:
-    return run(world, PYTHON, "-c", CONNECT, *where).stdout.splitlines()
+def connect(world: World, *where: str, python: str = PYTHON) -> list[str]:
+    return run(world, python, "-c", CONNECT, *where).stdout.splitlines()
 
 
 def flows_of(user: User, result: Result) -> list[dict[str, object]]:

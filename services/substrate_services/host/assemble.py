@@ -43,6 +43,7 @@ from substrate_services.world.flowing import StepNetwork
 from substrate_services.world.looks import Looks
 from substrate_services.world.networks import Networks
 from substrate_services.world.observing import SegmentTelemetry
+from substrate_services.world.ports import Ports
 from substrate_services.world.reaping import is_over, needs_host
 from substrate_services.world.recording import Recorder
 from substrate_services.world.rollback import Rollbacks
@@ -139,6 +140,8 @@ class Host:
             stack.push_async_callback(decoders.close)
             step_network = StepNetwork(networks, journal)
             worlds.closers.append(step_network.finish)
+            ports = Ports(networks, journal)
+            worlds.openers.append(ports.restore)
             recorder = Recorder(
                 store=store,
                 journal=journal,
@@ -169,7 +172,7 @@ class Host:
                 rollbacks=rollbacks,
                 caller=Caller.own(),
             )
-            updates = Updates(backend=backend, journal=journal)
+            updates = Updates(backend=backend, journal=journal, networks=networks)
             availability = Availability(backend)
             replays = Replays(Runner(engine=LocalEngine(channel), reader=reader, store=store))
             stack.push_async_callback(replays.close)
@@ -197,6 +200,7 @@ class Host:
                         rollbacks=rollbacks,
                         applies=applies,
                         updates=updates,
+                        ports=ports,
                         broker=broker,
                         reader=reader,
                         store=store,

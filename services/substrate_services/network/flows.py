@@ -96,6 +96,7 @@ class Flows:
         self._events, self._queries, self._log = events, queries, log
         self._account_of = account_of
         self._missed = False
+        self._asking = asyncio.Lock()
         loop = asyncio.get_running_loop()
         for sock in (events, queries, log):
             sock.setblocking(False)
@@ -114,7 +115,9 @@ class Flows:
         """Take in all that the kernel has told so far, and how many bytes open flows have now."""
         self._read_events()
         self._read_log()
-        for seen in await self._all():
+        async with self._asking:
+            found = await self._all()
+        for seen in found:
             self._saw(seen, ended=False)
 
     def refused_name(self, slot: int, name: str, what: str) -> None:

@@ -33,6 +33,7 @@ from substrate_services.network.rules import parse_rules
 MESSAGE_LIMIT = 1 << 20
 _NEWNET, _NEWUSER = 0x40000000, 0x10000000
 _NFTABLES, _LOG = 10, 4
+_CAP_NET_ADMIN, _PR_CAP_AMBIENT, _AMBIENT_RAISE = 12, 47, 2
 _INET = 1
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _CONNTRACK_GROUPS = (1, 3)  # new, destroyed
@@ -50,11 +51,26 @@ def _enter(descriptor: int, kind: int) -> None:
         raise OSError(number, f"setns: {os.strerror(number)}")
 
 
+def _keep_rights_over_exec() -> None:
+    """Let ``nft``, which a user that is not 0 executes, have CAP_NET_ADMIN (capabilities(7))."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, of 32 each, twice
+    if _libc.capget(header, sets) == 0:
+        sets[2] |= 1 << _CAP_NET_ADMIN
+        if (
+            _libc.capset(header, sets) == 0
+            and _libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, _CAP_NET_ADMIN, 0, 0) == 0
+        ):
+            return
+    raise OSError(ctypes.get_errno(), "cannot keep CAP_NET_ADMIN for nft")
+
+
 def serve(channel: socket.socket, router_pid: int, *, rootless: bool) -> None:
     """Enter the router and do what is asked until the helper is gone. Never returns normally."""
     if rootless:
         with open(f"/proc/{router_pid}/ns/user", "rb") as owner:
             _enter(owner.fileno(), _NEWUSER)
+        _keep_rights_over_exec()
     router = os.open(f"/proc/{router_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     _enter(router, _NEWNET)
     inside = _Inside(router)

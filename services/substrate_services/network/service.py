@@ -55,7 +55,9 @@ class Exposed:
 
     world_id: str
     port: int
+    init_pid: int
     forward: Forward
+    pidfd: int = -1
 
 
 class Service:
@@ -170,19 +172,43 @@ class Service:
     ) -> str:
         """Listen on the host's loopback for a port of a world; returns where. Idempotent."""
         key = (world_id, port)
-        if key not in self._exposed:
+        known = self._exposed.get(key)
+        if known is not None and known.init_pid != init_pid:
+            self._close_port(known)  # the world was given a new box
+            known = None
+        if known is None:
             await self._enter_router(router_pid, rootless=rootless)
             listener = _loopback_listener(wanted)
             forward = Forward(listener, self._into(init_pid, port))
             await forward.start()
-            self._exposed[key] = Exposed(world_id, port, forward)
-        return self._exposed[key].forward.address
+            known = self._exposed[key] = Exposed(world_id, port, init_pid, forward)
+            self._follow_port(known)
+        return known.forward.address
 
     def unexpose(self, world_id: str, port: int | None) -> None:
         """End that; of all ports where ``port`` is None."""
-        for key in [key for key in self._exposed if key[0] == world_id and port in (None, key[1])]:
-            self._exposed.pop(key).forward.close()
+        for exposed in list(self._exposed.values()):
+            if exposed.world_id == world_id and port in (None, exposed.port):
+                self._close_port(exposed)
         self._end_if_done()
+
+    def _close_port(self, exposed: Exposed) -> None:
+        exposed.forward.close()
+        if exposed.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(exposed.pidfd)
+            os.close(exposed.pidfd)
+            exposed.pidfd = -1
+        if self._exposed.get((exposed.world_id, exposed.port)) is exposed:
+            del self._exposed[exposed.world_id, exposed.port]
+
+    def _follow_port(self, exposed: Exposed) -> None:
+        def ended() -> None:
+            self._close_port(exposed)
+            self._end_if_done()
+
+        with contextlib.suppress(OSError):
+            exposed.pidfd = os.pidfd_open(exposed.init_pid)
+            asyncio.get_running_loop().add_reader(exposed.pidfd, ended)
 
     # -- the router ----------------------------------------------------------------------------
 
@@ -305,7 +331,6 @@ class Service:
         self._unfollow(member)
         if self._members.get(member.world_id) is member:
             self._in_background(self._detach(member))
-        self.unexpose(member.world_id, None)
 
     # -- the host's addresses and services -----------------------------------------------------
 
@@ -373,8 +398,8 @@ class Service:
 
     async def close(self) -> None:
         """End all of it."""
-        for exposed in self._exposed.values():
-            exposed.forward.close()
+        for exposed in list(self._exposed.values()):
+            self._close_port(exposed)
         for task in self._tasks:
             task.cancel()
         await self._leave_router()

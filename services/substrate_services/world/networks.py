@@ -341,6 +341,10 @@ def network_rows() -> list[tuple[str, str, str, str, str]]:
     elif program == "slirp4netns":
         why = "worlds' networks are slower than with pasta"
         rows.append(("network_uplink", "degraded", program, why, "sudo apt-get install passt"))
+    elif not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        why = "worlds have no network: nothing can make the device that packets leave by"
+        fix = "sudo modprobe tun && sudo chmod 666 /dev/net/tun; in Docker: --device /dev/net/tun"
+        rows.append(("network_uplink", "missing", program, why, fix))
     else:
         rows.append(("network_uplink", "works", program, "", ""))
     conntrack = os.path.exists("/proc/sys/net/netfilter/nf_conntrack_acct")

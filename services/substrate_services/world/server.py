@@ -41,6 +41,8 @@ from substrate_services.world.messages import (
 )
 from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_frames
 from substrate_services.world.patch import patch
+from substrate_services.world.port_rpcs import PortRpcs
+from substrate_services.world.ports import Ports
 from substrate_services.world.project import Project
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.shell_rpcs import ShellRpcs
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from substrate_services.wire.errors import Context
 
 
-class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, FileRpcs):
+class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
     """Serves the worlds of one host.
 
     Args:
@@ -65,6 +67,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, FileRpcs):
         looks: reads files in them.
         rollbacks: sets their trees back.
         applies: writes their changes to the host.
+        ports: makes their servers reachable.
         updates: changes them, pauses them.
         broker: says what worlds record whose creator does not.
         reader: reads the journal.
@@ -82,6 +85,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, FileRpcs):
         looks: Looks,
         rollbacks: Rollbacks,
         applies: Applies,
+        ports: Ports,
         updates: Updates,
         broker: BrokerClient,
         reader: JournalReader,
@@ -94,6 +98,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, FileRpcs):
         self._shells = shells
         self._rollbacks = rollbacks
         self._applies = applies
+        self._ports = ports
         self._updates = updates
         self._snapshots = {}
         self._broker = broker

@@ -14,6 +14,7 @@ from substrate_services.journal.jsontypes import JsonValue
 from substrate_services.journal.writer import Journal
 from substrate_services.world.backends.base import Backend, BackendError
 from substrate_services.world.init_client import InitError, InitGone
+from substrate_services.world.networks import Networks
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.worlds import World
 
@@ -26,11 +27,13 @@ class Updates:
     Args:
         backend: enforces limits.
         journal: hears of every change.
+        networks: enforces network rules.
     """
 
-    def __init__(self, *, backend: Backend, journal: Journal) -> None:
+    def __init__(self, *, backend: Backend, journal: Journal, networks: Networks) -> None:
         self._backend = backend
         self._journal = journal
+        self._networks = networks
 
     async def update(self, world: World, wanted: WorldSpec, names: Collection[str]) -> None:
         """Let a world be as another spec says; steps that begin later are bound by that.
@@ -42,7 +45,7 @@ class Updates:
 
         Raises:
             InvalidField: of a limit that cannot be changed while the world lives.
-            ServiceError: WORLD_LOST, LIMIT_UNAVAILABLE.
+            ServiceError: WORLD_LOST, LIMIT_UNAVAILABLE, NO_NETWORK.
         """
         # One at a time, and none between a step and its record: both write the world's file.
         async with world.exchanging, world.tree.recording:
@@ -62,6 +65,9 @@ class Updates:
                     await self._backend.limit(world.spec.world_id, new.for_box)
                 except BackendError as error:
                     raise ServiceError("LIMIT_UNAVAILABLE", str(error)) from error
+            if world.spec.network != wanted.network and world.box is not None:
+                pid = world.box.init_pid
+                await self._networks.attach(world.spec.world_id, pid, wanted.network)
             world.state = replace(world.state, spec=wanted)
             world.touch()
             await asyncio.to_thread(world.save)
@@ -151,5 +157,6 @@ def _told(spec: WorldSpec, names: Collection[str]) -> dict[str, JsonValue]:
         "idle_timeout_s": spec.idle_timeout_s,
         "labels": dict(spec.labels),
         "keep": spec.keep,
+        "network": list(spec.network),
     }
     return {name: value for name, value in values.items() if name in names}

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import worlds_pb2
-from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.errors import InvalidField
 from substrate_services.wire import validation
 from substrate_services.wire.errors import Context
 from substrate_services.world.limits import Limits
 from substrate_services.world.limits_wire import limits_from_proto
 from substrate_services.world.messages import checked_labels, world_to_proto
+from substrate_services.world.networks import read_rules
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.updating import Updates
 from substrate_services.world.worlds import Worlds
@@ -86,7 +87,7 @@ def updated(spec: WorldSpec, values: worlds_pb2.World, paths: Iterable[str]) -> 
         elif whole == "limits":
             spec = replace(spec, limits=wanted)
         elif whole == "network":
-            raise ServiceError("NOT_BUILT", "changing the network of a world is not built yet")
+            spec = replace(spec, network=read_rules(tuple(values.network)).texts)
         elif whole == "expires_at":
             at = None
             if values.HasField("expires_at"):

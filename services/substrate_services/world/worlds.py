@@ -170,6 +170,8 @@ class Worlds:
         self._requests: dict[str, asyncio.Task[World]] = {}
         self._background: set[asyncio.Task[object]] = set()
         self.listeners: list[Listener] = []
+        #: Told of a world that has a box again: after a rollback, and in a new host process.
+        self.openers: list[Callable[[World], Awaitable[None]]] = []
         #: Told of a world that goes, when its steps are recorded and what it had is still known.
         self.closers: list[Callable[[World], Awaitable[None]]] = []
 
@@ -322,6 +324,8 @@ class Worlds:
                 "WORLD_NOT_MADE", f"the world could not be made again: {error}"
             ) from error
         world.has_background = False
+        for opened in self.openers:
+            await opened(world)
 
     async def _remove_layers(self, directory: Path, world: World) -> None:
         """Take the layers of an earlier generation away."""
@@ -376,6 +380,8 @@ class Worlds:
             if box is not None:
                 await self._attach(world, box)
                 await self._reattach(world, box)
+                for opened in self.openers:
+                    await opened(world)
             self._worlds[state.spec.world_id] = world
             found.append(world)
         for world_id, box in boxes.items():
