@@ -99,7 +99,10 @@ def compare_batch(suite: Suite, tests: Sequence[str]) -> Result:
     for way in random.sample((False, True), 2):
         ways[way], count = suite.outcomes(tests, way)
         segments += count if way else 0
-    result = Result(tests=len(tests), unrecorded=[] if segments else list(tests))
+    # Who took too long was killed before the files could be counted.
+    counted = all(TIMED_OUT not in ways[True][test].values() for test in tests)
+    unrecorded = list(tests) if counted and segments == 0 else []
+    result = Result(tests=len(tests), unrecorded=unrecorded)
     for test in tests:
         without, recorded = ways[False][test], ways[True][test]
         result.cases += len(without.keys() | recorded.keys())
