@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from substrate_sdk import World
 from tests.escape.cases import CASES, EVERYBODY, Case, Who
 from tests.escape.places import (
     OLDEST_LANDLOCK_ABI,
+    PROGRAMS,
     SECRET,
     Host,
     compile_programs,
@@ -195,3 +197,13 @@ def test_the_same_program_gets_on_outside(
         pytest.skip(f"{words[-1]} is empty on this host")
     assert answer, done
     assert answer[answer[0] == "REFUSED"] in case.control, done
+
+
+def test_every_program_is_tried() -> None:
+    written = {
+        name
+        for path in PROGRAMS.glob("*.c")
+        for name in re.findall(r"^ATTEMPT\((\w+)\)", path.read_text(), re.MULTILINE)
+    }
+    # These two have a test of their own in test_walls.py.
+    assert written - {"read_by_leaked_directory", "watch_opens"} == {case.run[0] for case in CASES}

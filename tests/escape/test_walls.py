@@ -160,11 +160,38 @@ def test_what_a_world_does_to_the_recorder_stays_in_it(user: User, project: Path
     assert after == before
 
 
-def test_pid_1_outlives_its_children(user: User, project: Path) -> None:
-    with user.client() as client, client.world(project=project, cwd=project) as world:
+def test_pid_1_outlives_its_children_and_so_do_the_neighbours(user: User, project: Path) -> None:
+    with (
+        user.client() as client,
+        client.world(project=project, cwd=project) as hostile,
+        client.world(project=project, cwd=project) as neighbour,
+    ):
+        sleeper = neighbour.exec(["cat"])
         for script in ("kill -9 1", "kill -STOP 1", "kill -9 -1", "kill -SEGV 1; kill -BUS 1"):
-            world.run(["sh", "-c", script])
-            assert world.run(["echo", "alive"]).stdout == "alive\n"
+            hostile.run(["sh", "-c", script])
+            assert hostile.run(["echo", "alive"]).stdout == "alive\n"
+        sleeper.stdin.write(b"untouched")
+        sleeper.stdin.close()
+        assert sleeper.wait(10).stdout == "untouched"
+
+
+def test_the_kernel_tells_no_world_where_it_lies(user: User, project: Path) -> None:
+    with user.client() as client, client.world(project=project, cwd=project) as world:
+        addresses = world.run("cut -d' ' -f1 /proc/kallsyms | sort -u | head -2; cat /proc/modules")
+        assert set(addresses.stdout.split()) <= {"0" * 16}
+    own = Path("/proc/kallsyms")
+    assert not own.exists() or own.read_text()[:16] != "0" * 16
+
+
+def test_names_that_shells_and_parsers_trip_over_are_applied_as_they_are(
+    user: User, project: Path
+) -> None:
+    names = ["a\nb", "-rf", "$(touch pwned)", "...", " ", "\x1b[2J", "{}", "*"]
+    with user.client() as client, client.world(project=project, cwd=project) as world:
+        for name in names:
+            world.run(["python3", "-c", "import sys; open(sys.argv[1], 'w').write('x')", name])
+        world.apply()
+    assert sorted(os.listdir(project)) == sorted(names)
 
 
 # --- trees up and down while they change ----------------------------------------------------------

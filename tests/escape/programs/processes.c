@@ -72,11 +72,6 @@ ATTEMPT(release_memory_of_process) {
     return pidfd < 0 ? REFUSED : syscall(SYS_process_madvise, pidfd, NULL, 0UL, 4, 0U);
 }
 
-/* Everybody we may signal; the signal is one that all ignore. */
-ATTEMPT(signal_everybody) {
-    return kill(-1, SIGCONT) == 0 && kill(victim(), 0) == 0 ? 0 : REFUSED;
-}
-
 ATTEMPT(become_uid) {
     uid_t uid = (uid_t)strtoul(words[0], NULL, 10);
     return setresuid(uid, uid, uid);
