@@ -156,6 +156,7 @@ def test_worlds_whose_time_passed_without_a_host_go_with_the_next(lone_user: Use
 
 def test_pausing_stops_everything_until_resumed(user: User) -> None:
     with user.client() as sub, sub.world() as world:
+        assert world.run("touch /tmp/ticks").ok
         ticks = world.exec("while :; do date +%s%N >> /tmp/ticks; done", timeout_s=300)
         eventually(lambda: world.files.read("/tmp/ticks"), "it ticks")
         world.pause()

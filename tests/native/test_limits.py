@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -146,12 +145,15 @@ def test_freezes_everything_and_lets_it_go_on(tmp_path: Path) -> None:
             await box.until(started.exec_id, b"1000\n")
             await box.client.freeze(frozen=True)
             await box.client.freeze(frozen=True)
-            before = await processor_time(box)
+            before = processor_time(box)
             await asyncio.sleep(0.2)  # nothing can be waited for: nothing is to happen
-            assert await processor_time(box) == before
+            assert processor_time(box) == before
             await box.client.freeze(frozen=False)
-            while await processor_time(box) == before:
-                await asyncio.sleep(0.01)
+            await box.until(started.exec_id, b"1000\n")
+            mark = box.log(started.exec_id).stat().st_size
+            async for frame in box.follow(started.exec_id).frames():
+                if frame.end > mark:
+                    break
             await box.client.signal(started.exec_id, signal.SIGKILL)
             await box.end(started)
 
@@ -181,9 +183,8 @@ def test_a_frozen_box_can_be_removed(tmp_path: Path) -> None:
         async with launcher(tmp_path) as backend, guest(tmp_path, backend=backend) as box:
             await box.start(box.command("sleep", "1000"))
             await box.client.freeze(frozen=True)
-            begun = time.monotonic()
-            await backend.remove("wld_test")
-            assert time.monotonic() - begun < 5
+            async with asyncio.timeout(5):
+                await backend.remove("wld_test")
 
     asyncio.run(scenario())
 
@@ -197,14 +198,17 @@ def test_the_worlds_root_cannot_offer_its_init_to_the_kernel(tmp_path: Path) -> 
             )
             tried = await box.sh(script, uid=0, gid=0)
             assert tried.out == b"0\n"
-            assert Path(f"/proc/{box.box.init_pid}/oom_score_adj").read_text().strip() == (
-                Path("/proc/self/oom_score_adj").read_text().strip()
-            )
+            assert score_of(box.box.init_pid) == score_of(os.getpid())
 
     asyncio.run(scenario())
 
 
-async def processor_time(box: Guest) -> int:
+def score_of(pid: int) -> int:
+    """How gladly the kernel would end a process for want of memory."""
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+def processor_time(box: Guest) -> int:
     """Ticks that the processes of execs have used."""
     total = 0
     for directory in os.listdir("/proc"):
