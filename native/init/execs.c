@@ -250,7 +250,8 @@ static void try_finish(struct exec *exec, uint64_t now) {
     exec->state.remaining = tree_count(exec);
     exec->state.stdin_received = exec->input.received;
     exec->state.stdin_written = exec->input.written;
-    exec->state.oom_kills = limits_oom_kills(exec);
+    if (!exec->trailer) /* a shell's command has no cgroup of its own */
+        exec->state.oom_kills = limits_oom_kills(exec);
     exec->state.pids_refused = limits_pids_refused() - exec->pids_refused;
     exec->state.phase = SUB_PHASE_EXITED;
     look_at_trees = true;

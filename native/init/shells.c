@@ -149,6 +149,7 @@ static int begin(struct exec *shell, struct exec *command, const struct shell_ru
     if (!command->trailer)
         return ENOMEM;
     command->of_shell = shell;
+    command->state.oom_kills = limits_oom_kills(shell); /* counted from there on */
     command->state.pid = shell->state.pid;
     command->state.start_ticks = shell->state.start_ticks;
     command->state.start_mono_ns = clock_ns(CLOCK_MONOTONIC);
@@ -213,6 +214,8 @@ static void finish(struct exec *command) {
     state->remaining = signal_own(command, 0);
     shell->shell->current = NULL;
     command->main_exited = true;
+    uint64_t oom_kills = limits_oom_kills(shell), before = state->oom_kills;
+    state->oom_kills = oom_kills > before ? oom_kills - before : 0;
     command->deadline_ns = 0;
     state->end_mono_ns = clock_ns(CLOCK_MONOTONIC);
     state->end_boot_ns = clock_ns(CLOCK_BOOTTIME);

@@ -61,6 +61,10 @@ def test_want_of_memory_is_a_reason_of_its_own(sub: Substrate) -> None:
         went_on = world.run(f"python3 -c '{HOG}' {200 * MIB} || echo went on")
         assert (went_on.termination_reason, went_on.exit_code) == ("EXITED", 0)
         assert rules(went_on) == {"memory_bytes"}
+        with world.shell() as shell:
+            in_shell = shell.run(f"python3 -c '{HOG}' {200 * MIB}")
+            assert (in_shell.termination_reason, in_shell.exit_code) == ("OOM", 137)
+            assert shell.run("true").termination_reason == "EXITED"
         plain = world.run("kill -9 $$")
         assert (plain.termination_reason, rules(plain)) == ("SIGNALED", set())
 
