@@ -154,8 +154,8 @@ def run_in(world: World, command: CommandLike, options: argparse.Namespace) -> R
         if with_stdin:
             feed_stdin(proc)
         if options.json:
-            return proc.wait()
-        return proc.wait(on_output=_Copy(proc), keep_output=False)
+            return proc.wait(hang_up=True)
+        return proc.wait(on_output=_Copy(proc), keep_output=False, hang_up=True)
 
 
 class _Copy:

@@ -67,9 +67,10 @@ class AsyncOutputReader:
         *,
         timeout_s: float | None = None,
         start: execs_pb2.StartExecRequest | None = None,
+        hang_up: bool = False,
     ) -> None:
         self._request = execs_pb2.StreamExecRequest(
-            world_id=world_id, exec_id=exec_id, follow=True, start=start
+            world_id=world_id, exec_id=exec_id, follow=True, start=start, hang_up=hang_up
         )
         self._answers: Answers[execs_pb2.StreamExecRequest, execs_pb2.StreamExecResponse] = (
             connection.stream(methods.STREAM_EXEC, self._resume, timeout_s=timeout_s)
@@ -184,6 +185,7 @@ class AsyncExec:
         *,
         on_output: OutputCallback | None = None,
         keep_output: bool = True,
+        hang_up: bool = False,
     ) -> Result:
         """Wait for the end of the command and its records.
 
@@ -191,13 +193,16 @@ class AsyncExec:
             timeout_s: seconds to wait at most; the command goes on afterwards.
             on_output: called with each piece of output as it comes.
             keep_output: False leaves it out of the result, for output too large to hold.
+            hang_up: the command ends some seconds after this process does, should it be killed.
 
         Raises:
             CallTimeout: it is not over (a TimeoutError).
         """
         if self._result is not None:
             return self._result
-        reader = self.output(timeout_s=timeout_s)
+        reader = AsyncOutputReader(
+            self._connection, self.world_id, self.exec_id, timeout_s=timeout_s, hang_up=hang_up
+        )
         self._result = await _collect(reader, self.exec_id, on_output, keep_output=keep_output)
         return self._result
 
@@ -248,7 +253,9 @@ async def run_to_end(
 
     Raises as starting it and waiting for it do; whatever ends the call otherwise ends the command.
     """
-    reader = AsyncOutputReader(connection, request.world_id, request.exec_id, start=request)
+    reader = AsyncOutputReader(
+        connection, request.world_id, request.exec_id, start=request, hang_up=True
+    )
     try:
         return await _collect(reader, request.exec_id, on_output, keep_output=True)
     except SubstrateError:

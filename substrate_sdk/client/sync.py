@@ -160,6 +160,7 @@ class Exec:
         *,
         on_output: OutputCallback | None = None,
         keep_output: bool = True,
+        hang_up: bool = False,
     ) -> Result:
         """Wait for the end of the command and its records.
 
@@ -167,11 +168,16 @@ class Exec:
             timeout_s: seconds to wait at most; the command goes on afterwards.
             on_output: called with each piece of output as it comes.
             keep_output: False leaves it out of the result, for output too large to hold.
+            hang_up: the command ends some seconds after this process does, should it be killed.
 
         Raises:
             CallTimeout: it is not over (a TimeoutError).
         """
-        return drive(self._inner.wait(timeout_s, on_output=on_output, keep_output=keep_output))
+        return drive(
+            self._inner.wait(
+                timeout_s, on_output=on_output, keep_output=keep_output, hang_up=hang_up
+            )
+        )
 
     def feed(self, data: bytes) -> None:
         """Write all of standard input and close it; a command need not read it."""

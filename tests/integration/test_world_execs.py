@@ -13,7 +13,7 @@ from substrate_sdk import CommandFailed, Result, Substrate
 from substrate_sdk.client.sync import World
 from substrate_sdk.errors import WorldFileDenied, WorldFileNotFound, WorldNotFound
 from tests.leaks import processes
-from tests.users import PYTHON, User, by_path, finish, read_some, read_until
+from tests.users import PYTHON, User, by_path, eventually, finish, read_some, read_until
 
 
 @pytest.fixture
@@ -304,3 +304,44 @@ def test_a_link_out_of_the_world_leads_nowhere(world: World, user: User) -> None
     world.run("ln -s /etc up")
     world.files.write("up/made-by-test", b"x")
     assert not Path("/etc/made-by-test").exists()
+
+
+# -- clients that go --------------------------------------------------------------------------
+
+
+def test_a_command_ends_after_the_client_that_waits_for_it_was_killed(
+    user: User, world: World, git_checkout: Path
+) -> None:
+    words = ("run", "-n", "--in", world.world_id, "--", "sh", "-c", "echo up; sleep 60.0773")
+    process = user.start(*words, cwd=git_checkout)
+    read_until(process, b"up")
+    process.kill()
+    finish(process)
+    assert sleepers("60.0773")
+    (span,) = eventually(
+        lambda: [line for line in user.spans() if "60.0773" in line["cmd"]],
+        "the command was told",
+        timeout_s=20,
+    )
+    assert not sleepers("60.0773")
+    assert span["termination_reason"] == "KILLED_BY_USER"
+    assert span["signal"] == "SIGHUP"
+
+
+def test_a_command_that_nobody_waits_for_goes_on_without_its_client(world: World) -> None:
+    proc = world.exec("echo up; read -r line; echo $line")
+    with contextlib.closing(proc.output()) as reader:
+        assert next(iter(reader)).data == b"up\n"
+    proc.feed(b"later\n")
+    assert proc.wait().stdout == "up\nlater\n"
+
+
+def test_the_result_of_a_command_outlives_its_world(sub: Substrate, git_checkout: Path) -> None:
+    with sub.world(project=git_checkout, cwd=git_checkout) as world:
+        ended = world.exec("echo done")
+        cut = world.exec("echo begun; sleep 60.0777")
+        assert read_some(cut) == b"begun\n"
+        with contextlib.closing(ended.output()) as reader:
+            assert [piece.data for piece in reader] == [b"done\n"]
+    assert (ended.wait().exit_code, ended.wait().stdout) == (0, "done\n")
+    assert (cut.wait().termination_reason, cut.wait().stdout) == ("WORLD_REMOVED", "begun\n")

@@ -48,6 +48,8 @@ from substrate_services.world.worlds import World, Worlds
 
 log = logging.getLogger(__name__)
 
+_REMEMBERED = 1_024  # execs of removed worlds
+
 
 class Execs:
     """Starts and records the execs of one host.
@@ -79,6 +81,7 @@ class Execs:
         self._decider = decider
         self._recorder = recorder
         self._execs: dict[str, dict[str, Exec]] = {}
+        self._removed: dict[tuple[str, str], SpanRecord] = {}
         self._starting: dict[tuple[str, str], asyncio.Task[Exec]] = {}
         self._recording: set[asyncio.Task[None]] = set()
 
@@ -298,7 +301,15 @@ class Execs:
             if exec_.phase == "running" and exec_.start.kind not in HOST_KINDS:
                 await self._finish(world, exec_, Ended.removed())
             await exec_.done.wait()
-        self._execs.pop(world.spec.world_id, None)
+        for exec_id, exec_ in self._execs.pop(world.spec.world_id, {}).items():
+            if exec_.record is not None:
+                self._removed[world.spec.world_id, exec_id] = exec_.record
+        while len(self._removed) > _REMEMBERED:
+            del self._removed[next(iter(self._removed))]
+
+    def removed(self, world_id: str, exec_id: str) -> SpanRecord | None:
+        """The record of an exec whose world was removed lately, for those who still ask."""
+        return self._removed.get((world_id, exec_id))
 
     async def wait(self, world: World, exec_: Exec) -> SpanRecord:
         """Wait for the end of an exec and its record.

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import BinaryIO
 
 _HEAD = struct.Struct("<QB3xI")
 #: Init writes at most 64 KiB at once; anything much larger is not a record.
@@ -70,6 +73,14 @@ def read_frames(path: Path, offset: int = 0) -> Iterator[Frame]:
         OutputLogCorrupt: ``offset`` is not the start of a record.
     """
     with path.open("rb") as file:
+        yield from _frames_from(file.fileno(), offset)
+
+
+def read_kept(kept: BinaryIO, offset: int = 0) -> Iterator[Frame]:
+    """The same of a log that was kept elsewhere."""
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(kept, file)
+        file.flush()
         yield from _frames_from(file.fileno(), offset)
 
 

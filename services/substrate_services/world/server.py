@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
 from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.parts import change_from_json
 from substrate_services.journal.reader import JournalReader
-from substrate_services.journal.schema import Change
+from substrate_services.journal.schema import Change, SpanRecord
 from substrate_services.objects.errors import ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.wire import validation
@@ -29,6 +30,7 @@ from substrate_services.world.commit_rpcs import CommitRpcs
 from substrate_services.world.execs import Execs
 from substrate_services.world.file_rpcs import FileRpcs
 from substrate_services.world.following import followed
+from substrate_services.world.hanging_up import HangUps
 from substrate_services.world.looks import Looks
 from substrate_services.world.messages import (
     capabilities_to_proto,
@@ -39,7 +41,7 @@ from substrate_services.world.messages import (
     world_request,
     world_to_proto,
 )
-from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_frames
+from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_frames, read_kept
 from substrate_services.world.patch import patch
 from substrate_services.world.port_rpcs import PortRpcs
 from substrate_services.world.ports import Ports
@@ -48,6 +50,7 @@ from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.shell_rpcs import ShellRpcs
 from substrate_services.world.shells import Shells
 from substrate_services.world.snapshots import get_base, get_snapshot
+from substrate_services.world.steps import Exec
 from substrate_services.world.updating import Updates
 from substrate_services.world.updating_rpcs import UpdatingRpcs
 from substrate_services.world.worlds import World, Worlds
@@ -96,6 +99,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         self._availability = availability
         self._looks = looks
         self._shells = shells
+        self._hang_ups = HangUps(execs)
         self._rollbacks = rollbacks
         self._applies = applies
         self._ports = ports
@@ -184,6 +188,11 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         self, request: execs_pb2.StreamExecRequest, context: Context
     ) -> AsyncIterator[execs_pb2.StreamExecResponse]:
         """See the contract."""
+        gone = self._execs.removed(request.world_id, request.exec_id)
+        if gone is not None:
+            for answer in await asyncio.to_thread(self._streamed_after, gone, request):
+                yield answer
+            return
         world = self._worlds.get(request.world_id)
         if request.HasField("start"):
             if (request.start.world_id, request.start.exec_id) != (
@@ -196,6 +205,27 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
             exec_ = await self._execs.start(world, exec_request(request.start))
         else:
             exec_ = self._execs.get(world, request.exec_id)
+        async with contextlib.AsyncExitStack() as stack:
+            if request.hang_up:
+                await stack.enter_async_context(self._hang_ups.waiting(world, exec_))
+            async for answer in self._streamed(world, exec_, request):
+                yield answer
+
+    def _streamed_after(
+        self, record: SpanRecord, request: execs_pb2.StreamExecRequest
+    ) -> list[execs_pb2.StreamExecResponse]:
+        """What an exec of a removed world has left, from the record."""
+        answers = []
+        if record.output_digest is not None:
+            with self._store.open(record.output_digest) as kept:
+                answers = [_streamed(frame) for frame in read_kept(kept, request.offset)]
+        if request.follow:
+            answers.append(execs_pb2.StreamExecResponse(finished=result_to_proto(record)))
+        return answers
+
+    async def _streamed(
+        self, world: World, exec_: Exec, request: execs_pb2.StreamExecRequest
+    ) -> AsyncIterator[execs_pb2.StreamExecResponse]:
         size = exec_.output_log.stat().st_size if exec_.output_log.exists() else 0
         if request.offset > size:
             raise ServiceError(
@@ -247,8 +277,10 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         self, request: execs_pb2.WaitExecRequest, context: Context
     ) -> execs_pb2.WaitExecResponse:
         """See the contract."""
-        world = self._worlds.get(request.world_id)
-        record = await self._execs.wait(world, self._execs.get(world, request.exec_id))
+        record = self._execs.removed(request.world_id, request.exec_id)
+        if record is None:
+            world = self._worlds.get(request.world_id)
+            record = await self._execs.wait(world, self._execs.get(world, request.exec_id))
         return execs_pb2.WaitExecResponse(result=result_to_proto(record))
 
     async def GetExec(
