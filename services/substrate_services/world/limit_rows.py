@@ -8,8 +8,8 @@ from substrate_services.world.disk import disk_problem
 from substrate_services.world.limits import cgroup_problem
 
 _UNBOUNDED = {
-    "memory": "a world can take all memory of the host; --memory is refused: RLIMIT_AS, which counts "
-    "addresses of each process by itself, is no substitute",
+    "memory": "a world can take all memory of the host; --memory is refused: RLIMIT_AS counts "
+    "addresses, of each process by itself, and is no substitute",
     "cpu": "--cpus is refused, and a world with many processes slows down the others",
 }
 
