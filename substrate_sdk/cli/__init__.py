@@ -11,6 +11,7 @@ __all__ = ["main"]
 #: Subcommand: its module here. Those that are not built yet are known by name, to say so.
 _MODULES = {
     "run": "run",
+    "shell": "shell",
     "world": "world",
     "diff": "diff",
     "apply": "commits",
@@ -23,7 +24,7 @@ _MODULES = {
     "down": "host",
     "doctor": "doctor",
 }
-_NOT_BUILT = ("shell", "shim", "approvals", "serve")
+_NOT_BUILT = ("shim", "approvals", "serve")
 
 _HELP = """\
 usage: substrate COMMAND … | substrate -c "SHELL COMMAND"
@@ -32,6 +33,7 @@ Runs commands of agents in isolated worlds, records what they do, and replays it
 
   run -- CMD…            run a command in a world; exits with its code
   -c "CMD"               the same, for the shell
+  shell                  a shell in a world; without a terminal, commands from stdin
   world                  create, list, exec, rm: worlds that stay
   diff @last|SPAN|WORLD  what it changed, as a patch
   fork @last|SPAN|WORLD  a new world with the tree after it

@@ -75,7 +75,7 @@ def main(args: list[str]) -> int:
     if inside and limits_of(options) is not None:
         raise UsageError("limits are a world's: substrate world update WORLD --memory …")
     with open_substrate(options) as sub:
-        world = _world(sub, options, inside)
+        world = open_world(sub, options, inside)
         try:
             result = run_in(world, given, options)
             report(world, result, options, quiet=options.quiet or _hushed(name))
@@ -112,7 +112,8 @@ def environment(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def _world(sub: Substrate, options: argparse.Namespace, inside: str) -> World:
+def open_world(sub: Substrate, options: argparse.Namespace, inside: str) -> World:
+    """The world that the options name, or a new one."""
     if inside:
         return sub.connect(inside, agent_id=options.agent)
     chosen: WorldOptions = {

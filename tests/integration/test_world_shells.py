@@ -297,3 +297,19 @@ def test_a_shell_lives_on_while_its_host_is_killed_and_comes_again(
             result = running.result(30)
         assert (result.exit_code, result.stdout) == (0, "6\nthrough\n")
         assert said(shell, "pwd; echo $kept") == (0, "/tmp\n4\n", "")
+
+
+# -- on the command line ----------------------------------------------------------------------
+
+
+def test_the_command_line_feeds_a_shell_from_its_input(user: User, git_checkout: Path) -> None:
+    script = (
+        b"cd /tmp; x=1\nfor i in 1 2\ndo\n  echo $i.$x\ndone\ncat <<E\n$PWD\nE\nexit 4\necho not\n"
+    )
+    done = user.run("shell", cwd=git_checkout, stdin=script)
+    assert (done.code, done.out) == (4, "1.1\n2.1\n/tmp\n"), done.err
+    numbers = [line["shell"]["number"] for line in user.spans() if line.get("shell")]
+    assert numbers[-4:] == [1, 2, 3, 4]
+    done = user.run("shell", "--json", cwd=git_checkout, stdin=b"echo a\nfalse\n")
+    assert done.code == 1
+    assert [line.count('"stdout": "a') for line in done.out.splitlines()] == [1, 0]

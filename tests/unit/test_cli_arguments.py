@@ -83,7 +83,7 @@ def test_environment_options() -> None:
         (["replay", "--endpoint", "unix:///nonexistent/x"], 2, "no Substrate host answers"),
         (["diff", "--endpoint", "unix:///nonexistent"], 125, "no Substrate host answers"),
         (["up", "--endpoint", "unix:///x"], 125, "SUBSTRATE_HOME"),
-        (["shell"], 125, "not built yet"),
+        (["shim"], 125, "not built yet"),
         (["shim"], 125, "not built yet"),
         (["trace", "tail"], 125, "not built yet"),
     ],
