@@ -299,6 +299,17 @@ def test_a_shell_lives_on_while_its_host_is_killed_and_comes_again(
         assert said(shell, "pwd; echo $kept") == (0, "/tmp\n4\n", "")
 
 
+def test_a_rollback_ends_the_shells_that_it_is_told_to(world: World) -> None:
+    shell = world.shell()
+    first = shell.run("echo 1 > made")
+    shell.run("echo 2 > made")
+    world.rollback(to=first, kill=True)
+    with pytest.raises(ShellEnded, match="set back"):
+        shell.run("echo")
+    shell.restart()
+    assert shell.run("cat made").stdout == "1\n"
+
+
 # -- on the command line ----------------------------------------------------------------------
 
 

@@ -84,7 +84,6 @@ def test_environment_options() -> None:
         (["diff", "--endpoint", "unix:///nonexistent"], 125, "no Substrate host answers"),
         (["up", "--endpoint", "unix:///x"], 125, "SUBSTRATE_HOME"),
         (["shim"], 125, "not built yet"),
-        (["shim"], 125, "not built yet"),
         (["trace", "tail"], 125, "not built yet"),
     ],
 )

@@ -348,6 +348,8 @@ class Worlds:
     def _detach(self, world: World) -> None:
         _let_go(world)
         world.box = world.client = None
+        for shell in world.shells.values():
+            shell.ended = shell.ended or "was ended with all that ran when the tree was set back"
 
     # -- finding again -------------------------------------------------------------------------
 
