@@ -15,7 +15,7 @@ NATIVE_FILES = $(shell find native -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
 LAST_RELEASE = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint check bench bench-truth bench-suites fuzz fmt wheels clean soak
+.PHONY: help setup build demo test lint check bench bench-truth bench-worlds bench-suites fuzz fmt wheels clean soak
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ flood: build ## the 10 GB of output of issue 4, cut and held in constant memory
 	$(SAY) 'flood'
 	@SUBSTRATE_FLOOD_BYTES=10000000000 PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTHON) -m pytest \
 	  tests/integration/test_hostile_load.py -k flood -o timeout=1800
+
+bench-worlds: build ## a thousand idle worlds, and ten thousand made and removed in a row
+	$(SAY) 'bench-worlds'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench worlds
 
 fuzz: ## libFuzzer on the decoder, under ASan and UBSan, for FUZZ_SECONDS (300)
 	$(SAY) 'fuzz'

@@ -36,7 +36,7 @@ from measuring import (
     timed,
     wait_for_quiet,
 )
-from peers import BUILT, Unavailable, bwrap_overlay, bwrap_read_only, swerex
+from peers import BUILT, Unavailable, bwrap_overlay, bwrap_read_only, docker, runc, swerex
 
 from substrate_sdk import Substrate
 
@@ -53,6 +53,8 @@ FLOOR = "fork+exec of true"
 FRESH = "fresh world + true + remove, gRPC"
 BWRAP_OVERLAY = "bubblewrap with overlay, true"
 BWRAP_READ_ONLY = "bubblewrap, / read-only, true"
+RUNC = "runc run, / read-only, true"
+DOCKER = "docker run --rm, true"
 EXEC = "exec true in a live world, gRPC"
 SWEREX_EXECUTE = "SWE-ReX execute true, HTTP"
 SWEREX_SESSION = "SWE-ReX session true, HTTP"
@@ -112,6 +114,8 @@ BARS = {
 REFERENCES = {
     FRESH: BWRAP_OVERLAY,
     BWRAP_READ_ONLY: BWRAP_OVERLAY,
+    RUNC: BWRAP_OVERLAY,
+    DOCKER: BWRAP_OVERLAY,
     EXEC: SWEREX_EXECUTE,
     SWEREX_SESSION: SWEREX_EXECUTE,
     CLI: PYTHON,
@@ -214,6 +218,18 @@ def _bwrap_overlay(notes: list[str]) -> Case:
     return _program(BWRAP_OVERLAY, argv)
 
 
+def _runc(stack: contextlib.ExitStack, notes: list[str]) -> Case:
+    argv, said = stack.enter_context(runc("true"))
+    notes.append(said)
+    return _program(RUNC, argv)
+
+
+def _docker(stack: contextlib.ExitStack, notes: list[str]) -> Case:
+    argv, said = stack.enter_context(docker("true"))
+    notes.append(said)
+    return _program(DOCKER, argv)
+
+
 def _measure(options: argparse.Namespace, project: Path, large: Path) -> Results:
     results = Results()
     substrate = Path(sys.executable).with_name("substrate")
@@ -239,6 +255,8 @@ def _measure(options: argparse.Namespace, project: Path, large: Path) -> Results
             Case(FRESH, lambda: _fresh_world(sub, project, results.parts_s)),
             _peer(BWRAP_OVERLAY, lambda: _bwrap_overlay(results.notes)),
             _peer(BWRAP_READ_ONLY, lambda: _program(BWRAP_READ_ONLY, bwrap_read_only("true"))),
+            _peer(RUNC, lambda: _runc(stack, results.notes)),
+            _peer(DOCKER, lambda: _docker(stack, results.notes)),
             Case(EXEC, lambda: _exec(world)),
             Case(SWEREX_EXECUTE, lambda: swe("execute"), missing),
             Case(SWEREX_SESSION, lambda: swe("session"), missing),
@@ -270,7 +288,8 @@ def _measure(options: argparse.Namespace, project: Path, large: Path) -> Results
 # --- its surroundings ----------------------------------------------------------------------------
 
 
-def _write_project(directory: Path, files: int) -> Path:
+def write_project(directory: Path, files: int) -> Path:
+    """A directory with some files in it, a hundred to a subdirectory."""
     directory.mkdir()
     for number in range(files):
         path = directory / f"part{number // 100}" / f"module{number}.py"
@@ -280,7 +299,7 @@ def _write_project(directory: Path, files: int) -> Path:
 
 
 @contextlib.contextmanager
-def _host_of_its_own() -> Iterator[Path]:
+def host_of_its_own() -> Iterator[Path]:
     """A home with a host in it that ends with the benchmark, worlds and all."""
     home = Path(tempfile.mkdtemp(prefix="sbench", dir="/tmp"))
     kept = dict(os.environ)
@@ -317,11 +336,13 @@ def _host_of_its_own() -> Iterator[Path]:
 def table(results: Results) -> str:
     """The results as a Markdown table, which reads well as it is."""
     medians = results.medians()
-    rows = [["what", "p50 ms", "p95 ms", "ratio", "to", "bar", ""]]
+    rows = [["what", "p50 ms", "p95 ms", "p99 ms", "ratio", "to", "bar", ""]]
     for case in results.cases:
         bar = BARS.get(case.name)
         if not case.times_s:
-            rows.append([case.name, "-", "-", "", "", f"not available: {case.unavailable}", ""])
+            rows.append(
+                [case.name, "-", "-", "-", "", "", f"not available: {case.unavailable}", ""]
+            )
             continue
         reference = REFERENCES.get(case.name)
         ratio, to = "", ""
@@ -333,6 +354,7 @@ def table(results: Results) -> str:
                 case.name,
                 f"{case.p50_ms:.2f}",
                 f"{case.quantile_ms(0.95):.2f}",
+                f"{case.quantile_ms(0.99):.2f}",
                 ratio,
                 to,
                 bar.text if bar else "",
@@ -343,7 +365,7 @@ def table(results: Results) -> str:
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if 1 <= column <= 3 else cell.ljust(width)
+            cell.rjust(width) if 1 <= column <= 4 else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -369,6 +391,7 @@ def as_json(results: Results, rounds: int) -> dict[str, object]:
             case.name: {
                 "p50_ms": round(case.p50_ms, 3),
                 "p95_ms": round(case.quantile_ms(0.95), 3),
+                "p99_ms": round(case.quantile_ms(0.99), 3),
                 "bar_met": BARS[case.name].holds(medians) if case.name in BARS else None,
             }
             if case.times_s
@@ -393,9 +416,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="add a line to the history")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
-    with _host_of_its_own() as home:
-        project = _write_project(home / "project", 3)
-        large = _write_project(home / "large", LARGE_PROJECT_FILES)
+    with host_of_its_own() as home:
+        project = write_project(home / "project", 3)
+        large = write_project(home / "large", LARGE_PROJECT_FILES)
         before = Path.cwd()
         os.chdir(project)
         try:
@@ -408,7 +431,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"latency, {options.rounds} interleaved rounds, p50 and p95")
+    print(f"latency, {options.rounds} interleaved rounds, p50, p95 and p99")
     print(machine_line(machine()))
     print()
     print(table(results))

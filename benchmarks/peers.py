@@ -6,9 +6,11 @@ A peer that is not there gives a reason, and its rows say so.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +68,73 @@ def bwrap_overlay(*command: str) -> tuple[list[str], str]:
         _try(lesser)
         return lesser, "no user namespace"
     return everything, ""
+
+
+@contextlib.contextmanager
+def runc(*command: str) -> Iterator[tuple[list[str], str]]:
+    """A run of runc with its default namespaces, the host's tree read-only.
+
+    Yields:
+        The command line of one run, and what was run.
+
+    Raises:
+        Unavailable: it is not installed, or cannot work here.
+    """
+    program = shutil.which("runc")
+    if program is None:
+        raise Unavailable("runc is not installed (Debian: apt-get install runc)")
+    with tempfile.TemporaryDirectory(prefix="runc") as bundle:
+        subprocess.run([program, "spec"], cwd=bundle, check=True)
+        path = Path(bundle, "config.json")
+        config = json.loads(path.read_text())
+        config["root"] = {"path": "/", "readonly": True}
+        config["process"].update(terminal=False, args=list(command))
+        path.write_text(json.dumps(config))
+        argv = [program, "--root", f"{bundle}/state", "run", "--bundle", bundle, "substrate-bench"]
+        _try(argv)
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        yield argv, version.stdout.splitlines()[0]
+
+
+@contextlib.contextmanager
+def docker(*command: str) -> Iterator[tuple[list[str], str]]:
+    """``docker run`` of an image that is the host's own /bin and libraries, on a running engine.
+
+    Yields:
+        The command line of one run, and what was run.
+
+    Raises:
+        Unavailable: there is no client, or no engine that answers.
+    """
+    program = shutil.which("docker")
+    if program is None:
+        raise Unavailable("docker is not installed (Debian: apt-get install docker.io)")
+    asked = subprocess.run(
+        [program, "version", "--format", "{{.Server.Version}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode != 0:
+        raise Unavailable("no Docker engine answers here (dockerd is not running)")
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise Unavailable("an image needs busybox (Debian: apt-get install busybox-static)")
+    with tempfile.TemporaryDirectory(prefix="docker") as root:
+        (Path(root) / "bin").mkdir()
+        shutil.copy(busybox, Path(root) / "bin" / "busybox")
+        (Path(root) / "bin" / command[0]).symlink_to("busybox")
+        packed = subprocess.run(["tar", "-C", root, "-c", "."], capture_output=True, check=True)
+    image = "substrate-bench:latest"
+    subprocess.run(
+        [program, "import", "-", image], input=packed.stdout, capture_output=True, check=True
+    )
+    try:
+        argv = [program, "run", "--rm", "--network", "none", image, f"/bin/{command[0]}"]
+        _try(argv)
+        yield argv, f"Docker {asked.stdout.strip()}, an image of busybox alone, no network"
+    finally:
+        subprocess.run([program, "rmi", "--force", image], capture_output=True, check=False)
 
 
 def _try(argv: list[str]) -> None:

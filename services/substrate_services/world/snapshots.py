@@ -208,7 +208,7 @@ def _put_node(
     # A stack of its own: a world may nest directories deeper than calls may nest here.
     above: list[tuple[bytes, UpperNode, Iterator[tuple[bytes, UpperNode]], list[TreeEntry]]] = []
     while True:
-        if node.kept and store.has(node.kept):
+        if node.kept:  # part of the snapshot before, which is whole
             entry = _entry_of(name, node, node.kept)
             if not above:
                 return entry
