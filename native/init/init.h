@@ -112,6 +112,7 @@ struct exec {
     pid_t *before;         /* processes of the shell when it began */
     size_t before_count;
     char *trailer;
+    uint64_t again_ns;                         /* when to interrupt it once more; 0: not */
     char directory[4097];                      /* where the shell was afterwards */
     uint32_t start_requests[START_ASKERS_MAX]; /* who waits for the answer to START */
     uint32_t start_askers;

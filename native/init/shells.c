@@ -318,6 +318,9 @@ int shell_signal(struct exec *command, int signo) {
     if (!command->of_shell || command->main_exited)
         return ESRCH;
     if (signo == SIGINT) {
+        /* A shell that is just about to start a program takes note of it only after that program. */
+        if (!signal_own(command, 0))
+            command->again_ns = clock_ns(CLOCK_MONOTONIC) + RETRY;
         interrupt(command);
     } else if (signo == SIGKILL) {
         command->killed = true;
@@ -356,7 +359,12 @@ uint64_t shell_tick(struct exec *command, uint64_t now) {
     } else if (command->ending_since_ns && now - command->kill_scan_ns >= RETRY) {
         shell_end_command(command, now);
     }
+    if (command->again_ns && command->again_ns <= now) {
+        command->again_ns = 0;
+        interrupt(command);
+    }
+    uint64_t next = command->deadline_ns ? command->deadline_ns : UINT64_MAX;
     if (command->ending_since_ns)
-        return now + RETRY;
-    return command->deadline_ns ? command->deadline_ns : UINT64_MAX;
+        next = now + RETRY;
+    return command->again_ns && command->again_ns < next ? command->again_ns : next;
 }
