@@ -327,11 +327,11 @@ static bool select_processes(struct ledger *ledger, const struct options *option
     }
     for (uint32_t i = 0; i < ledger->process_count; i++) {
         struct kernel_process *process = &ledger->processes[i];
-        process->selected = options->have_root
-                                ? i == root || (process->parent != NONE &&
-                                                process->began_ns >= options->since_ns &&
-                                                ledger->processes[process->parent].selected)
-                                : process->forked || process->first_exec != NONE;
+        process->selected =
+            options->have_root
+                ? i == root || (process->parent != NONE && process->began_ns >= options->since_ns &&
+                                ledger->processes[process->parent].selected)
+                : process->forked || process->first_exec != NONE;
     }
     return !options->have_root || root != NONE;
 }

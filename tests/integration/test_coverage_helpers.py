@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from substrate_sdk import Substrate
 from substrate_sdk.client.sync import World
 from tests.users import User
 

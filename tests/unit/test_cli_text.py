@@ -38,8 +38,8 @@ PLAIN = Style(enabled=False)
 
 WORLD = WorldInfo(
     world_id="wld_x", session_id="ses_x", state="ready", profile="workspace", project=b"/p",
-    cwd=b"/p", network=(), limits=Limits(), created_at=None, expires_at=None, idle_s=None, keep=False,
-    steps=1, running=0, generation=0, labels={}, snapshot_id=None, moved_base=(),
+    cwd=b"/p", network=(), limits=Limits(), created_at=None, expires_at=None, idle_s=None,
+    keep=False, steps=1, running=0, generation=0, labels={}, snapshot_id=None, moved_base=(),
 )  # fmt: skip
 
 RESULT = Result(

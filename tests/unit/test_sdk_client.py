@@ -244,7 +244,7 @@ def test_streams_are_read_apart_and_from_the_start(client: Client) -> None:
 def test_every_option_reaches_the_host(client: Client, tmp_path: Path) -> None:
     async def act(sub: AsyncSubstrate) -> None:
         world = await sub.world(
-            profile="p", network=["@python", "none"], project=tmp_path, base="image:i", cwd="sub",
+            profile="p", network=["@python"], project=tmp_path, base="image:i", cwd="sub",
             env={"A": "b"}, user="u", limits=Limits(pids=3), secrets={"KEY": "name"}, ttl_s=1.5,
             idle_s=2, labels={"l": "v"}, keep=True, hostname="h", agent_id="me", policy="pol.yaml",
         )  # fmt: skip
