@@ -195,11 +195,11 @@ struct kernel_process {
     uint64_t began_ns, ended_ns; /* ended_ns UINT64_MAX: not known to have ended */
     int32_t status;
     bool forked, selected, separate; /* separate: its memory never was its parent's */
-    uint32_t first_exec, last_exec; /* NONE */
-    uint32_t removed;               /* of its segments */
-    uint32_t first_image;           /* NONE */
-    uint32_t recent_image;          /* from which it last started another */
-    uint32_t origin;                /* image that it was started from, NONE */
+    uint32_t first_exec, last_exec;  /* NONE */
+    uint32_t removed;                /* of its segments */
+    uint32_t first_image;            /* NONE */
+    uint32_t recent_image;           /* from which it last started another */
+    uint32_t origin;                 /* image that it was started from, NONE */
 };
 
 /* A segment file that the kernel saw being made. */
