@@ -2,7 +2,8 @@
 
 Two worlds take turns with the same step, which touches ten files: one with 100,000 files in its
 upper layer, one with these ten. What the first takes more is what finding, comparing and keeping
-costs because of the others. Bar: 10 ms (docs/BENCHMARKS.md).
+costs because of the others; finding is a walk of all of them (docs/adr/0007-changes-by-walking.md).
+Bar: 10 ms (docs/BENCHMARKS.md).
 
 Run: python benchmarks/bench_changes.py [--files N] [--rounds N] [--record] [--json]
 """

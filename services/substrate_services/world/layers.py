@@ -12,7 +12,6 @@ answer for it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -81,9 +80,6 @@ class Layer:
 
 # (inode, size, mtime, ctime): while these hold, a file's content has not changed.
 Identity = tuple[int, int, int, int]
-_NOTHING: Identity = (-1, 0, 0, 0)
-# Names in a directory, with what was touched below each.
-Touched = dict[bytes, "Touched"]
 # Names and values of attributes in the user's namespace (xattr(7)), sorted by name.
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
@@ -93,12 +89,10 @@ class Below:
     """What all that is below a directory comes to.
 
     Attributes:
-        entries: how many.
         linked: there are files with several names.
         unread: there is something that could not be read.
     """
 
-    entries: int
     linked: bool
     unread: bool
 
@@ -278,28 +272,10 @@ def walk_upper(layer: Layer, keep: KeepFile, previous: UpperNode | None = None) 
     Args:
         layer: the layer; it may be mounted, and may change while it is read.
         keep: gives the digest of a regular file.
-        previous: an earlier walk; the digest of a file whose inode, size, mtime and ctime are
-            unchanged is taken from it.
+        previous: an earlier walk; files whose inode, size, mtime and ctime are unchanged are not
+            read again, and nodes of what is as it was are shared with it.
     """
     return _Walk(layer.upper, layer, keep).run(previous)
-
-
-def refresh_upper(
-    layer: Layer, keep: KeepFile, previous: UpperNode, touched: Touched, *, moves: bool
-) -> UpperNode | None:
-    """As :func:`walk_upper`, looking only where something may have changed.
-
-    Args:
-        layer: the layer.
-        keep: gives the digest of a regular file.
-        previous: the walk before.
-        touched: what may have changed, as a tree of names.
-        moves: something may have been renamed: directories that are touched may hold anything.
-
-    Returns:
-        The walk; None where it takes a whole one to tell.
-    """
-    return _Walk(layer.upper, layer, keep).refresh(previous, touched, moves=moves)
 
 
 def walk_directory(directory: bytes, keep: KeepFile) -> UpperNode:
@@ -315,31 +291,19 @@ class _Walk:
         self._root_fd = -1
 
     def run(self, previous: UpperNode | None) -> UpperNode:
-        with self._opened():
-            status = os.fstat(self._root_fd)
-            return self._whole(b"", UpperNode(file_state("dir", status, None, None)), previous)
-
-    def refresh(self, previous: UpperNode, touched: Touched, *, moves: bool) -> UpperNode | None:
-        with self._opened():
-            try:
-                return self._renewed(b"", previous, touched, moves=moves)
-            except (_Doubt, OSError):
-                return None
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[None]:
         self._root_fd = os.open(self._directory, _DIRECTORY)
         try:
-            yield
+            root = UpperNode(file_state("dir", os.fstat(self._root_fd), None, None))
+            return self._whole(root, previous)
         finally:
             os.close(self._root_fd)
 
-    def _whole(self, relative: bytes, root: UpperNode, previous: UpperNode | None) -> UpperNode:
-        """All of one directory. What is as it was is the very node of the walk before."""
+    def _whole(self, root: UpperNode, previous: UpperNode | None) -> UpperNode:
+        """All that there is. What is as it was is the very node of the walk before."""
         top = {b"": root}
         # Every directory with where it hangs, those above before those below.
         found = [(top, b"", root, previous)]
-        pending = [(relative, root, previous)]
+        pending = [(b"", root, previous)]
         while pending:
             path, node, before = pending.pop()
             for name, child in self._fill(path, node, before):
@@ -349,65 +313,6 @@ class _Walk:
         for siblings, name, node, before in reversed(found):
             siblings[name] = _settled(node, before)
         return top[b""]
-
-    def _renewed(
-        self, relative: bytes, before: UpperNode, touched: Touched, *, moves: bool
-    ) -> UpperNode:
-        """One directory that is still there, of which some entries may have changed."""
-        fd = open_beneath(self._root_fd, relative or b".", _DIRECTORY)
-        try:
-            node = UpperNode(None)
-            self._describe(fd, node)
-            if before.unread or (before.identity or _NOTHING)[0] != (node.identity or _NOTHING)[0]:
-                raise _Doubt  # it was not read, or is another one
-            node.children = dict(before.children)
-            added = False
-            for name, deeper in touched.items():
-                if name == b"":
-                    continue
-                earlier = before.children.get(name)
-                child = self._entry(fd, name, earlier)
-                if child is not earlier:
-                    path = os.path.join(relative, name)
-                    child = self._renewed_child(path, child, earlier, deeper, moves=moves)
-                elif deeper.keys() - {b""} and earlier is None and moves:
-                    raise _Doubt  # what was it, while it was there?
-                if child is None:
-                    node.children.pop(name, None)
-                    continue
-                added = added or earlier is None
-                node.children[name] = child
-            if added:
-                node.children = dict(sorted(node.children.items()))
-            return _settled(node, before)
-        finally:
-            os.close(fd)
-
-    def _renewed_child(
-        self,
-        relative: bytes,
-        child: UpperNode | None,
-        earlier: UpperNode | None,
-        deeper: Touched,
-        *,
-        moves: bool,
-    ) -> UpperNode | None:
-        """An entry that may be another, or have others below it."""
-        if "symlink" in (_kind(child), _kind(earlier)):
-            raise _Doubt  # what was touched may be where it leads to
-        if _kind(child) == "dir" and child is not None:
-            same = (
-                earlier is not None
-                and earlier.kind == "dir"
-                and not earlier.unread
-                and (earlier.identity or _NOTHING)[0] == (child.identity or _NOTHING)[0]
-            )
-            if same and earlier is not None and not (moves and b"" in deeper):
-                return self._renewed(relative, earlier, deeper, moves=moves)
-            child = self._whole(relative, child, earlier if _kind(earlier) == "dir" else None)
-        if _has_links(child) or _has_links(earlier):
-            raise _Doubt  # other names of what is below, or was, have changed too
-        return child
 
     def _fill(
         self, relative: bytes, node: UpperNode, before: UpperNode | None
@@ -503,10 +408,6 @@ class _Walk:
             os.close(place)
 
 
-class _Doubt(Exception):
-    """What was touched does not tell all that has changed."""
-
-
 class _Swapped(Exception):
     """Something else is in the place of what was there a moment ago."""
 
@@ -526,21 +427,12 @@ def _is_same(before: UpperNode, kind: FileKind, status: os.stat_result) -> bool:
     return before.kind == kind and before.identity == _identity(status)
 
 
-def _kind(node: UpperNode | None) -> FileKind | None:
-    return node.kind if node is not None else None
-
-
-def _has_links(node: UpperNode | None) -> bool:
-    return node is not None and (node.linked or (node.below is not None and node.below.linked))
-
-
 def _settled(node: UpperNode, before: UpperNode | None) -> UpperNode:
     """A directory all of whose entries are known; the earlier node where it is as it was."""
     if before is not None and _shares_all(node, before):
         return before
     children = node.children.values()
     node.below = Below(
-        entries=len(children) + sum(c.below.entries for c in children if c.below is not None),
         linked=any(c.linked or (c.below is not None and c.below.linked) for c in children),
         unread=any(c.unread or (c.below is not None and c.below.unread) for c in children),
     )

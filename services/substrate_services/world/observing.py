@@ -112,8 +112,6 @@ class SegmentTelemetry:
             writes=summary.writes
             if summary.writes_complete and not {"open", "mutate"}.intersection(off)
             else None,
-            moves=sink.moves,
-            links=sink.links or summary.output_beyond > 0,
         )
 
     async def _ledger(self, world: World, began: int) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ from substrate_services.world.blocked import explain_blocked, watch_prefixes
 from substrate_services.world.ended import Ended
 from substrate_services.world.explained import unexplained_changes
 from substrate_services.world.flowing import StepFlows
-from substrate_services.world.hinted import Hints
 from substrate_services.world.limited import disk_blocked
 from substrate_services.world.output_log import OutputLogCorrupt, Stream, read_frames
 from substrate_services.world.tree import StepEffects
@@ -44,11 +42,6 @@ _SPOOL_BYTES = 1 << 20
 # So much output and input is kept as objects at once, which takes less time than changing threads.
 _AT_ONCE_BYTES = 16 << 10
 _LOG, _STDIN = "output.log", "stdin"
-
-
-# How lines say which call it was; quotes in other values are escaped.
-_NAMING = re.compile(rb'"syscall":"(symlink|link|rename)')
-_NAMING_BYTES = 24
 
 _NEVER_RAN = Coverage("none", ("it never ran",))
 
@@ -66,8 +59,6 @@ class StepTelemetry:
     hosts: tuple[str, ...] = ()
     # Paths that events may have changed; None where they do not tell of all.
     writes: tuple[bytes, ...] | None = None
-    moves: bool = True  # something may have been renamed
-    links: bool = True  # links may have been made
 
 
 @dataclass(slots=True)
@@ -298,16 +289,9 @@ class EventSink:
         self._store = store
         self._spool = _spool()
         self._size = 0
-        self._last = b""
-        self.moves = False  # something was renamed
-        self.links = False  # links were made
 
     def write(self, data: bytes) -> None:
         """Take some whole or partial lines."""
-        found = _NAMING.findall(self._last + data)
-        self.links = self.links or b"symlink" in found or b"link" in found
-        self.moves = self.moves or b"rename" in found
-        self._last = data[-_NAMING_BYTES:]
         self._spool.write(data)
         self._size += len(data)
 
@@ -341,8 +325,7 @@ def _less_what_is_shared(coverage: Coverage, shared: bool) -> Coverage:
 def _look_at_tree(world: World, attempt: Attempt) -> tuple[StepEffects, tuple[Change, ...]]:
     """What the step did to the tree, and what of it no event explains."""
     telemetry = attempt.telemetry
-    began_ns = round(attempt.start.start_time * 1e9)
-    effects = world.tree.finish_step(telemetry.reads, began_ns, _hints(world, attempt))
+    effects = world.tree.finish_step(telemetry.reads, round(attempt.start.start_time * 1e9))
     # Where nothing was seen, or others were at work too, that has been said already.
     judged = telemetry.writes is not None and telemetry.coverage.state != "none"
     if not judged or attempt.shared or world.box is None or not effects.changes:
@@ -355,21 +338,6 @@ def _look_at_tree(world: World, attempt: Attempt) -> tuple[StepEffects, tuple[Ch
     finally:
         if root_fd is not None:
             os.close(root_fd)
-
-
-def _hints(world: World, attempt: Attempt) -> Hints | None:
-    """Where the step wrote; None unless programs and kernel together tell all of it."""
-    telemetry = attempt.telemetry
-    if (
-        telemetry.writes is None
-        or telemetry.links
-        or telemetry.coverage.state != "full"
-        or telemetry.coverage.ledger == "none"
-        or attempt.shared
-        or world.has_background
-    ):
-        return None
-    return Hints(telemetry.writes, telemetry.moves)
 
 
 def _less_what_is_unexplained(coverage: Coverage, unexplained: tuple[Change, ...]) -> Coverage:

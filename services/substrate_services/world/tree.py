@@ -7,8 +7,7 @@ import itertools
 import os
 import stat
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from substrate_services.errors import InvalidField
@@ -28,15 +27,8 @@ from substrate_services.world.fingerprint import (
     lstat_or_none,
     same_entry,
 )
-from substrate_services.world.hinted import Hints, touched_paths
 from substrate_services.world.inputs import CHANGED_WHILE_READ, Inputs, put_inputs
-from substrate_services.world.layers import (
-    LowerView,
-    Touched,
-    UpperNode,
-    refresh_upper,
-    walk_upper,
-)
+from substrate_services.world.layers import LowerView, UpperNode, walk_upper
 from substrate_services.world.layout import Layout, layer_of, what_is_hidden
 from substrate_services.world.snapshots import (
     BaseRecord,
@@ -51,11 +43,6 @@ from substrate_services.world.snapshots import (
 INPUT_LIMIT = 20_000
 # Files and directories without content that are named.
 UNREAD_LIMIT = 8
-# A whole walk of fewer entries takes no longer than finding out where to look.
-SHORT_WALK_FROM = 2_000
-# So many steps, and so long, may pass between two whole walks.
-SHORT_WALKS = 64
-SHORT_WALKS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +94,6 @@ class WorldTree:
         #: Held by whoever records a step, from finding its effects to noting the new snapshot.
         self.recording = asyncio.Lock()
         self._walks: dict[str, UpperNode] = {}
-        # The step before left no process behind, and said all that it did.
-        self._alone = False
-        self._short_walks = 0  # since the last whole one
-        self._walked_at = 0.0  # time.monotonic() of that
         self._first_walks: dict[str, UpperNode] = {}
         self._fingerprints: dict[bytes, FileFingerprint] = {}
         self._pins = Pins({})
@@ -182,18 +165,15 @@ class WorldTree:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def finish_step(
-        self, reads: tuple[bytes, ...], began_ns: int, hints: Hints | None = None
-    ) -> StepEffects:
+    def finish_step(self, reads: tuple[bytes, ...], began_ns: int) -> StepEffects:
         """Find what changed since the last step, and keep what a replay of it will need.
 
         Args:
             reads: absolute paths, in the world, that the step opened for reading.
             began_ns: when it began, in ns since the epoch.
-            hints: where it wrote, if all of that is known, and nothing else was at work.
         """
         with self._lock:
-            walks = self._walk_step(hints)
+            walks = self._walk_all()
             changes = tuple(self._finder.changes(self._walks, walks))
             inputs = self._keep_inputs(reads, changes, began_ns)
             effects = StepEffects(
@@ -207,7 +187,6 @@ class WorldTree:
             )
             # Only now: where the disk was full before this line, the step can be finished again.
             self._walks = walks
-            self._alone = hints is not None
             self.snapshot_id = effects.snapshot_id
             return effects
 
@@ -321,7 +300,6 @@ class WorldTree:
                 fd = open_beneath(root, relative, os.O_RDONLY | os.O_DIRECTORY)
                 try:
                     os.setxattr(fd, layer.xattr("opaque"), b"y")
-                    self._alone = False  # no program's doing: no event says so
                 finally:
                     os.close(fd)
             except OSError:
@@ -354,48 +332,6 @@ class WorldTree:
             layer.layer_id: walk_upper(layer, self._keep_upper, self._walks.get(layer.layer_id))
             for layer in self._layout.layers
         }
-
-    def _walk_step(self, hints: Hints | None) -> dict[str, UpperNode]:
-        """The layers after a step: looked through where it wrote, or as a whole."""
-        if hints is not None and self._may_trust_hints():
-            touched = touched_paths(hints, self._layout, self._hidden)
-            if touched is not None:
-                walks = self._refresh(touched, moves=hints.moves)
-                if walks is not None:
-                    self._short_walks += 1
-                    return walks
-        walks = self._walk_all()
-        self._short_walks = 0
-        self._walked_at = time.monotonic()
-        return walks
-
-    def _may_trust_hints(self) -> bool:
-        """Whether it is worth it, the step before left nobody behind, and the last look is near.
-
-        Programs that mean to can keep quiet about what they do. What they did is found by the next
-        whole walk, and is then said to be what no event explains.
-        """
-        entries = sum(walk.below.entries for walk in self._walks.values() if walk.below is not None)
-        return (
-            self._alone
-            and entries >= SHORT_WALK_FROM
-            and self._short_walks < SHORT_WALKS
-            and time.monotonic() - self._walked_at < SHORT_WALKS_S
-        )
-
-    def _refresh(
-        self, touched: Mapping[str, Touched], *, moves: bool
-    ) -> dict[str, UpperNode] | None:
-        walks = {}
-        for layer in self._layout.layers:
-            before = self._walks[layer.layer_id]
-            walk = refresh_upper(
-                layer, self._keep_upper, before, touched[layer.layer_id], moves=moves
-            )
-            if walk is None:
-                return None
-            walks[layer.layer_id] = walk
-        return walks
 
     def _put_snapshot(self, walks: dict[str, UpperNode]) -> str:
         return put_snapshot(self._store, self._base_digest, self._layout.layers, walks)
