@@ -210,7 +210,7 @@ def test_a_policy_denies_and_names_its_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--net", "full"], ["--profile", "none-such"]], ids=["network", "profile"]
+    "args", [["--net", "full:x"], ["--profile", "none-such"]], ids=["network", "profile"]
 )
 def test_what_the_host_cannot_do_is_refused_in_one_line(tmp_path: Path, args: list[str]) -> None:
     done = cli("run", *args, "--", "true", cwd=tmp_path)
