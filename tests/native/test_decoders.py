@@ -50,8 +50,12 @@ async def served(
 
 
 def standing_by() -> int:
-    """The pid of our one decoder that stands by."""
-    (pid,) = children(os.getpid())
+    """The pid of our one decoder that stands by; a session's fixtures may have started others."""
+    (pid,) = (
+        child
+        for child in children(os.getpid())
+        if Path(f"/proc/{child}/comm").read_text() == "substrate-decod\n"
+    )
     return pid
 
 
