@@ -190,7 +190,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         """See the contract."""
         gone = self._execs.removed(request.world_id, request.exec_id)
         if gone is not None:
-            for answer in await asyncio.to_thread(self._streamed_after, gone, request):
+            async for answer in self._streamed_after(gone, request):
                 yield answer
             return
         world = self._worlds.get(request.world_id)
@@ -211,17 +211,18 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
             async for answer in self._streamed(world, exec_, request):
                 yield answer
 
-    def _streamed_after(
+    async def _streamed_after(
         self, record: SpanRecord, request: execs_pb2.StreamExecRequest
-    ) -> list[execs_pb2.StreamExecResponse]:
+    ) -> AsyncIterator[execs_pb2.StreamExecResponse]:
         """What an exec of a removed world has left, from the record."""
-        answers = []
         if record.output_digest is not None:
             with self._store.open(record.output_digest) as kept:
-                answers = [_streamed(frame) for frame in read_kept(kept, request.offset)]
+                frames = read_kept(kept, request.offset)
+                while batch := await asyncio.to_thread(lambda: list(itertools.islice(frames, 64))):
+                    for frame in batch:
+                        yield _streamed(frame)
         if request.follow:
-            answers.append(execs_pb2.StreamExecResponse(finished=result_to_proto(record)))
-        return answers
+            yield execs_pb2.StreamExecResponse(finished=result_to_proto(record))
 
     async def _streamed(
         self, world: World, exec_: Exec, request: execs_pb2.StreamExecRequest
