@@ -82,7 +82,8 @@ struct shell {
     int report_fd;
     int object_fd; /* what commands read */
     struct exec *current;
-    char word[SUB_ID_MAX]; /* of the current command, or of the last */
+    char word[SUB_ID_MAX];   /* of the current command, or of the last */
+    char before[SUB_ID_MAX]; /* of the one before it */
     char line[8192];
     size_t used;
     bool spoiled;

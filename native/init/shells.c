@@ -156,6 +156,7 @@ static int begin(struct exec *shell, struct exec *command, const struct shell_ru
     command->state.start_boot_ns = clock_ns(CLOCK_BOOTTIME);
     if (run->head.timeout_ms)
         command->deadline_ns = command->state.start_mono_ns + run->head.timeout_ms * MS;
+    memcpy(shell->shell->before, shell->shell->word, sizeof shell->shell->before);
     memcpy(shell->shell->word, run->head.word, sizeof shell->shell->word);
     shell->shell->current = command;
     command->state.phase = SUB_PHASE_RUNNING;
@@ -214,6 +215,7 @@ static void finish(struct exec *command) {
     state->remaining = signal_own(command, 0);
     shell->shell->current = NULL;
     command->main_exited = true;
+    state->pids_refused = limits_pids_refused() - command->pids_refused;
     uint64_t oom_kills = limits_oom_kills(shell), before = state->oom_kills;
     state->oom_kills = oom_kills > before ? oom_kills - before : 0;
     command->deadline_ns = 0;
@@ -254,12 +256,22 @@ static void spoil(struct exec *shell) {
     }
 }
 
-/* "WORD STATUS DIRECTORY"; one that is late, of an interrupted command's second trailer, is known. */
+static bool begins_with(const char *line, const char *word) {
+    size_t length = strnlen(word, SUB_ID_MAX);
+    return length && strncmp(line, word, length) == 0 && line[length] == ' ';
+}
+
+/*
+ * "WORD STATUS DIRECTORY"; one that is late, of an interrupted command's second trailer, is known,
+ * also when the next command has begun meanwhile.
+ */
 static void take_report(struct exec *shell, const char *line) {
     struct shell *about = shell->shell;
     size_t word = strnlen(about->word, sizeof about->word);
     char *end;
-    if (!word || strncmp(line, about->word, word) != 0 || line[word] != ' ') {
+    if (begins_with(line, about->before))
+        return;
+    if (!begins_with(line, about->word)) {
         spoil(shell);
         return;
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from substrate_sdk import Result, Substrate
+from substrate_sdk import Limits, Result, Substrate
 from substrate_sdk.client.sync import Shell, World
 from substrate_sdk.errors import InvalidArgument, ShellEnded, ShellNotFound
 from tests.integration.test_world_execs import sleepers
@@ -219,6 +219,25 @@ def test_exit_ends_the_shell_with_its_code_and_restart_makes_another(shell: Shel
     assert shell.run("exec echo replaced").stdout == "replaced\n"
 
 
+def test_a_shell_that_a_realtime_signal_ended_is_told_of(shell: Shell) -> None:
+    assert shell.run("kill -40 $$; sleep 9").signal == "SIGRTMIN+6"
+    with pytest.raises(ShellEnded, match=r"SIGRTMIN\+6"):
+        shell.run("echo")
+    shell.restart()
+    assert shell.run("echo anew").stdout == "anew\n"
+
+
+def test_a_late_report_of_an_interrupted_command_is_no_forgery(shell: Shell) -> None:
+    shell.run("PROMPT_COMMAND='sleep 0.3'")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(shell.run, "echo begun; sleep 60.0743")
+        while not sleepers("60.0743"):
+            pass
+        shell.interrupt()
+        assert running.result(20).exit_code == 130
+    assert said(shell, "echo next; sleep 0.5") == (0, "next\n", "")
+
+
 def test_a_command_that_forges_a_report_ends_its_own_shell_and_no_other(world: World) -> None:
     with world.shell() as spoiled, world.shell() as other:
         other.run("kept=3")
@@ -297,6 +316,27 @@ def test_a_shell_lives_on_while_its_host_is_killed_and_comes_again(
             result = running.result(30)
         assert (result.exit_code, result.stdout) == (0, "6\nthrough\n")
         assert said(shell, "pwd; echo $kept") == (0, "/tmp\n4\n", "")
+        numbers = [line["shell"]["number"] for line in user.spans() if line.get("shell")]
+        assert numbers == [1, 2, 3]
+
+
+def test_limits_hold_in_shells(sub: Substrate, git_checkout: Path) -> None:
+    limits = Limits(runtime_s=2, pids=30)
+    with sub.world(project=git_checkout, cwd=git_checkout, limits=limits) as world:
+        shell = world.shell()
+        assert shell.run("sleep 60.0747").termination_reason == "LIMIT"
+        forks = "for i in $(seq 60); do sleep 1 & done 2>/dev/null; wait"
+        assert any("processes refused" in row.what for row in shell.run(forks).blocked)
+
+
+def test_a_shell_that_runs_a_command_is_opened_again_at_once(world: World) -> None:
+    shell = world.shell(shell_id="mine")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(shell.run, "sleep 60.0749")
+        while not sleepers("60.0749"):
+            pass
+        world.shell(shell_id="mine").interrupt()
+        assert running.result(20).exit_code == 130
 
 
 def test_a_rollback_ends_the_shells_that_it_is_told_to(world: World) -> None:

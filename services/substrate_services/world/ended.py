@@ -57,7 +57,7 @@ class Ended:
         return cls(
             reason=reason,
             exit_code=state.exit_code if reason == "EXITED" else None,
-            signal=_signal_name(state.signal) if state.signal else None,
+            signal=signal_name(state.signal) if state.signal else None,
             duration_ns=max(0, state.end_boot_ns - state.start_boot_ns),
             truncated=state.truncated or state.log_errno != 0,
             remaining=state.remaining,
@@ -102,7 +102,8 @@ class Ended:
         return cls("WORLD_REMOVED", signal="SIGKILL")
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """What a signal is called; any number that a world's init may say."""
     try:
         return signal.Signals(number).name
     except ValueError:

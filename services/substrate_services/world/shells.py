@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.schema import ShellStep
 from substrate_services.world.actions import with_first_pid
-from substrate_services.world.ended import Ended
+from substrate_services.world.ended import Ended, signal_name
 from substrate_services.world.execs import Execs
 from substrate_services.world.init_client import (
     ExecStart,
@@ -84,6 +84,7 @@ class Shells:
         self._execs = execs
         self._handles: dict[tuple[str, str], _Handle] = {}
         self._releases: set[asyncio.Task[None]] = set()
+        self._left: dict[str, dict[str, ExecState]] = {}  # by world, while it is taken over
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -100,7 +101,9 @@ class Shells:
             raise ServiceError("WORLD_LOST", f"world {world.spec.world_id} ended unexpectedly")
         world.require_running()
         known = world.shells.get(request.shell_id)
-        if known is None and len(world.shells) >= _SHELLS_MAX:
+        if known is not None:
+            return _living(known)  # its turn may be a command's, that a rollback is to end
+        if len(world.shells) >= _SHELLS_MAX:
             raise ServiceError("TOO_LARGE", f"a world has at most {_SHELLS_MAX} shells; close some")
         async with world.gate.shared(), self._handle(world, request.shell_id).turn:
             known = world.shells.get(request.shell_id)
@@ -169,6 +172,14 @@ class Shells:
             return known
         turn = self._handle(world, shell_id).turn
         await turn.acquire()
+        # A client that goes now leaves a step that is being decided about: the turn is still its.
+        return await asyncio.shield(
+            asyncio.create_task(self._take_turn(world, shell, request, stdin, turn))
+        )
+
+    async def _take_turn(
+        self, world: World, shell: Shell, request: ExecRequest, stdin: bytes, turn: asyncio.Lock
+    ) -> Exec:
         try:
             if (known := self._execs.find(world, request.exec_id)) is not None:
                 turn.release()
@@ -253,6 +264,7 @@ class Shells:
             states: dict[str, ExecState] = {}
             if not world.lost:
                 states = {state.exec_id: state for state in await world.init.status()}
+            self._left[world.spec.world_id] = states
             for shell in load_shells(world.directory):
                 world.shells[shell.shell_id] = shell
                 state = states.get(shell.init_id)
@@ -269,7 +281,12 @@ class Shells:
             for exec_ in self._execs.all(world):
                 step = exec_.start.shell
                 shell = world.shells.get(step.shell_id) if step is not None else None
-                if shell is None or exec_.phase == "finished":
+                if shell is None:
+                    continue
+                state = self._left[world.spec.world_id].get(exec_.exec_id)
+                if state is not None and state.phase is Phase.EXITED:
+                    _came_back(shell, state)  # while no host was there
+                if exec_.phase == "finished":
                     continue
                 shell.running = exec_.exec_id
                 turn = self._handle(world, shell.shell_id).turn
@@ -277,6 +294,7 @@ class Shells:
                 release = asyncio.create_task(self._release(shell, exec_, turn))
                 self._releases.add(release)
                 release.add_done_callback(self._releases.discard)
+        self._left.clear()
 
     # -- hearing -------------------------------------------------------------------------------
 
@@ -289,9 +307,7 @@ class Shells:
             if state.exec_id == shell.init_id:
                 self._note_end(world, shell, _how(state))
             elif state.exec_id == shell.running:
-                shell.cwd = state.directory or shell.cwd
-                shell.status = state.exit_code if state.exit_code is not None else 0
-                shell.save()
+                _came_back(shell, state)
 
     def world_lost(self, world: World) -> None:
         """See :class:`Listener`."""
@@ -304,6 +320,14 @@ class Shells:
             with contextlib.suppress(OSError):  # the world's directory goes, or the disk is full
                 shell.save()
         self._handle(world, shell.shell_id).gone.set()
+
+
+def _came_back(shell: Shell, state: ExecState) -> None:
+    """Note where a shell's command has left it."""
+    shell.cwd = state.directory or shell.cwd
+    shell.status = state.exit_code if state.exit_code is not None else 0
+    with contextlib.suppress(OSError):  # the disk is full; the command's end is still to be heard
+        shell.save()
 
 
 def _living(shell: Shell) -> Shell:
@@ -322,7 +346,7 @@ def _how(state: ExecState) -> str:
     if state.exit_code is not None:
         return f"ended with exit code {state.exit_code}"
     if state.signal is not None:
-        return f"was ended by {signal.Signals(state.signal).name}"
+        return f"was ended by {signal_name(state.signal)}"
     return "ended"
 
 
@@ -358,7 +382,7 @@ async def _give(
                 ),
                 trailer=trailer_text(how, word),
                 stdin=stdin,
-                timeout_s=exec_.start.action.timeout_s,
+                timeout_s=world.spec.limits.timeout_s(exec_.start.action.timeout_s),
                 output_limit_bytes=world.spec.limits.output_limit_bytes,
             ),
             log_fd,
@@ -370,6 +394,8 @@ async def _give(
     finally:
         os.close(log_fd)
     shell.number += 1
+    with contextlib.suppress(OSError):  # it runs, and its end is to be heard
+        shell.save()
     exec_.pid = shell.pid
     exec_.start = with_first_pid(exec_.start, shell.pid)
     return None
