@@ -29,6 +29,7 @@ def test_a_wildcard_opens_names_below_it_and_not_itself() -> None:
     assert rules.name_ports("example.org") == frozenset()
     assert rules.name_ports("notexample.org") == frozenset()
     assert rules.name_ports("example.net") == {None}
+    assert rules.name_ports("a\\.example.org") == frozenset()  # one label with a dot: below org
 
 
 @pytest.mark.parametrize(

@@ -216,11 +216,12 @@ class Flows:
         if packet is None:
             return
         protocol, source, destination, port = packet
-        forged = values.get(10, b"").startswith(b"forged")
-        slot = slot_of(source)
+        prefix = values.get(10, b"").rstrip(b"\0").decode(errors="replace")
+        forged = prefix.startswith("forged ")
+        slot = int(prefix.removeprefix("forged ")) if forged else slot_of(source)
         account = self._account_of(slot) if slot is not None else None
-        if account is None:
-            return
+        if account is None or source.is_link_local or source.is_unspecified:
+            return  # nobody's, or the kernel's own word to its neighbours
         record: Record = {
             "kind": "refused",
             "protocol": _PROTOCOLS.get(protocol, str(protocol)),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
+from typing import NoReturn
 
 from substrate_services.network.inside import MESSAGE_LIMIT, InsideError, serve
+
+log = logging.getLogger(__name__)
 
 _DESCRIPTORS = 8
 
@@ -40,9 +44,18 @@ class Hand:
         Raises:
             InsideError: it could not be done.
         """
+        # To its end, whoever gives up: an answer left behind would be taken for the next one's.
+        return await asyncio.shield(asyncio.ensure_future(self._exchange(op, arguments)))
+
+    async def _exchange(
+        self, op: str, arguments: dict[str, object]
+    ) -> tuple[dict[str, object], list[int]]:
         loop = asyncio.get_running_loop()
         async with self._turn:
-            await loop.sock_sendall(self._socket, json.dumps({"op": op, **arguments}).encode())
+            try:
+                await loop.sock_sendall(self._socket, json.dumps({"op": op, **arguments}).encode())
+            except ConnectionError:
+                _end_with_it()
             ready: asyncio.Future[None] = loop.create_future()
             loop.add_reader(self._socket, lambda: _fulfil(ready))
             try:
@@ -51,7 +64,7 @@ class Hand:
                 loop.remove_reader(self._socket)
             data, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_LIMIT, _DESCRIPTORS)
         if not data:
-            raise InsideError("the process in the router ended; the next request starts it anew")
+            _end_with_it()
         answer = json.loads(data)
         if "error" in answer:
             raise InsideError(str(answer["error"]))
@@ -64,6 +77,12 @@ class Hand:
             os.kill(self._pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+
+
+def _end_with_it() -> NoReturn:
+    """Nothing can be changed any more: the host starts another helper, and tells it all."""
+    log.critical("the process in the router ended; this one ends with it")
+    os._exit(1)
 
 
 def _fulfil(ready: asyncio.Future[None]) -> None:

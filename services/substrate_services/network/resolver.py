@@ -12,6 +12,7 @@ import ipaddress
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ OPEN_AT_LEAST_S = 300  # programs keep addresses longer than they should
 _OPEN_BEYOND_S = 60
 _ANSWERS_LIMIT = 64
 _UNDER_WAY_LIMIT = 64  # questions of one world
+_STREAMS_LIMIT = 64  # connections of one world; descriptors are shared by all
 _TIMEOUT_S = 3.0
 _TCP_IDLE_S = 10.0
 _ADDRESS_KINDS = (dns.rdatatype.A, dns.rdatatype.AAAA)
@@ -119,6 +121,7 @@ class Resolver:
         self._open_names = open_names
         self._refused = refused
         self._tasks: set[asyncio.Task[None]] = set()
+        self._streams: Counter[int] = Counter()  # by slot
         self._servers: list[asyncio.Server] = []
         self._datagrams: socket.socket | None = None
 
@@ -172,8 +175,12 @@ class Resolver:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         slot = slot_of(ipaddress.ip_address(writer.get_extra_info("peername")[0]))
+        if slot is None or self._streams[slot] >= _STREAMS_LIMIT:
+            writer.close()
+            return
+        self._streams[slot] += 1
         try:
-            while slot is not None and (world := self._world_of(slot)) is not None:
+            while (world := self._world_of(slot)) is not None:
                 head = await asyncio.wait_for(reader.readexactly(2), _TCP_IDLE_S)
                 data = await asyncio.wait_for(
                     reader.readexactly(int.from_bytes(head, "big")), _TCP_IDLE_S
@@ -187,6 +194,7 @@ class Resolver:
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._streams[slot] -= 1
             writer.close()
 
     async def answer(

@@ -69,6 +69,8 @@ class NetworkRules:
         """The ports that a name is open on; None among them is every port."""
         if self.mode == "full":
             return frozenset([None])
+        if "\\" in name:  # a dot inside a label: it is below something else than it looks
+            return frozenset()
         return frozenset(
             rule.port
             for rule in self.domains

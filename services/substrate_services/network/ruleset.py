@@ -27,7 +27,7 @@ from substrate_services.network.rules import Address, NetworkRules
 
 TABLE = "substrate"
 LOG_GROUP = 7
-_ALWAYS_V4 = ("127.0.0.0/8", "0.0.0.0/8", "224.0.0.0/3")
+_ALWAYS_V4 = ("127.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
 _ALWAYS_V6 = ("::1/128", "::/128", "ff00::/8", "fe80::/10", "::ffff:0:0/96")
 _DNS_PORTS = "{ 53, 853, 5353, 5355 }"
 
@@ -59,7 +59,6 @@ add rule inet {TABLE} refuse meta l4proto tcp reject with tcp reset
 add rule inet {TABLE} refuse reject with icmpx type admin-prohibited
 add chain inet {TABLE} forged
 flush chain inet {TABLE} forged
-add rule inet {TABLE} forged limit rate 50/second log prefix "forged" group {LOG_GROUP}
 add rule inet {TABLE} forged drop
 add chain inet {TABLE} forward {{ type filter hook forward priority 0; policy drop; }}
 flush chain inet {TABLE} forward
@@ -141,8 +140,12 @@ def detach(slot: int) -> str:
 
 
 def _from_itself(slot: int) -> list[str]:
+    # Whose it is says the prefix: the packet's source may be another world's address.
+    told = f'limit rate 50/second log prefix "forged {slot}" group {LOG_GROUP}'
     return [
+        f"ip saddr != {world_v4(slot)} {told}",
         f"ip saddr != {world_v4(slot)} goto forged",
+        f"ip6 saddr != {world_v6(slot)} {told}",
         f"ip6 saddr != {world_v6(slot)} goto forged",
         "meta nfproto != { ipv4, ipv6 } drop",
     ]

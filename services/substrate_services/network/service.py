@@ -109,14 +109,22 @@ class Service:
             if known is not None and known.init_pid != init_pid:
                 await self._forget(known)  # it was given a new box
                 known = None
-            answer, _ = await self._ask(
-                "attach",
-                pid=init_pid,
-                rules=list(rules.texts),
-                taken=sorted(self._slots),
-                first=self._next,
-                changed=changed,
-            )
+            before = known.rules if known is not None else rules
+            if known is not None:
+                known.rules = rules  # an answer on its way opens nothing that is closed here
+            try:
+                answer, _ = await self._ask(
+                    "attach",
+                    pid=init_pid,
+                    rules=list(rules.texts),
+                    taken=sorted(self._slots),
+                    first=self._next,
+                    changed=changed,
+                )
+            except BaseException:
+                if known is not None:
+                    known.rules = before
+                raise
             slot = answer["slot"]
             assert isinstance(slot, int)
             if known is None:
@@ -125,7 +133,6 @@ class Service:
                 self._members[world_id] = known
                 self._slots[slot] = known
                 self._follow(known)
-            known.rules = rules
             await self._serve_host_ports()
 
     async def detach(self, world_id: str, *, forget: bool) -> None:
@@ -284,9 +291,10 @@ class Service:
         self._left[member.world_id] = member.account
         while len(self._left) > _LEFT_LIMIT:
             del self._left[next(iter(self._left))]
+        # First, so that what could not be taken away is known, and asked for again.
+        await self._ask("detach", slot=member.slot)
         self._members.pop(member.world_id, None)
         self._slots.pop(member.slot, None)
-        await self._ask("detach", slot=member.slot)
 
     def _account_of(self, slot: int) -> Account | None:
         member = self._slots.get(slot)
@@ -298,10 +306,12 @@ class Service:
             return
         names4, names6, ports4, ports6 = ruleset.set_names(slot)
         elements = []
+        # By the rules as they are now: they may have changed since the question.
+        ports = member.rules.name_ports(opened.name) & opened.ports
         for address in opened.addresses:
             member.account.names[address] = opened.name
             is_4 = address.version == 4
-            for port in opened.ports:
+            for port in ports:
                 if port is None:
                     elements.append((names4 if is_4 else names6, address.packed.hex()))
                 else:

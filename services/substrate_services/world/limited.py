@@ -20,10 +20,11 @@ def with_limits(ended: Ended, state: ExecState, limits: Limits, action: Action) 
     main process, or where the command failed; one that went on and succeeded did not.
     """
     reason = ended.reason
+    began = Limits.from_action(action.limits)  # the init has these, whatever was updated since
     killed = reason == "SIGNALED" and ended.signal == "SIGKILL"
     if state.oom_kills and (killed or (reason == "EXITED" and ended.exit_code != 0)):
         reason = "OOM"
-    elif reason == "TIMEOUT" and limits.is_runtime(action.timeout_s):
+    elif reason == "TIMEOUT" and began.is_runtime(action.timeout_s):
         reason = "LIMIT"
     blocked = [*ended.blocked]
     if state.oom_kills:
@@ -34,10 +35,10 @@ def with_limits(ended: Ended, state: ExecState, limits: Limits, action: Action) 
             _blocked(f"processes refused: {state.pids_refused}", "pids", f"more than {most:,}")
         )
     if state.truncated:
-        kept = limits.output_limit_bytes
+        kept = began.output_limit_bytes
         blocked.append(_blocked("output cut", "output_bytes", f"more than {kept:,} bytes"))
     if reason == "LIMIT":
-        blocked.append(_blocked("time is over", "runtime", f"more than {limits.runtime_s:g} s"))
+        blocked.append(_blocked("time is over", "runtime", f"more than {began.runtime_s:g} s"))
     return replace(ended, reason=reason, blocked=tuple(blocked))
 
 

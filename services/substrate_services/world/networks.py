@@ -108,8 +108,12 @@ class Networks:
 
     async def detach(self, world_id: str) -> None:
         """Take a world's network away; it need not have one."""
-        if self._wanted.pop(world_id, None) is not None:
+        wanted = self._wanted.get(world_id)
+        if wanted is not None:
+            # A helper that was started since may not know yet what it is to take away.
+            await self._ask(_attach(world_id, wanted, self._capabilities()))
             await self._ask({"op": "detach", "world_id": world_id})
+            self._wanted.pop(world_id, None)
 
     async def forget(self, world_id: str) -> None:
         """A world is gone: so is what it had. Never raises."""
@@ -266,6 +270,8 @@ class Networks:
         """Tell a new helper what there is."""
         found = self._capabilities()
         for world_id, wanted in list(self._wanted.items()):
+            if self._wanted.get(world_id) is not wanted:
+                continue  # changed, or taken away, meanwhile
             try:
                 await self._ask(_attach(world_id, wanted, found))
             except ServiceError as error:
