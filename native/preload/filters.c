@@ -102,7 +102,7 @@ static uint32_t load(const struct machine *machine, const struct sock_filter *co
     }
 }
 
-/* What the kernel would do; a filter that runs out of itself is none, and nobody is hurt. */
+/* What the kernel would do; a filter that runs out of itself is none, and it will not take it. */
 static uint32_t verdict(const struct sock_fprog *program, const struct seccomp_data *data) {
     struct machine machine = {0};
     for (uint32_t at = 0; at < program->len; at++) {
@@ -126,7 +126,7 @@ static uint32_t verdict(const struct sock_fprog *program, const struct seccomp_d
             break;
         case BPF_JMP:
             if (BPF_OP(code->code) == BPF_JA)
-                at += code->k;
+                at = code->k < program->len - at ? at + code->k : program->len;
             else
                 at += holds(code->code, machine.a, operand) ? code->jt : code->jf;
             break;
@@ -140,7 +140,7 @@ static uint32_t verdict(const struct sock_fprog *program, const struct seccomp_d
             break;
         }
     }
-    return SECCOMP_RET_KILL;
+    return SECCOMP_RET_ALLOW;
 }
 
 /* --- what it says of this library's calls ----------------------------------------------------- */
