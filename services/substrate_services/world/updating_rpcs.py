@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import fields, replace
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import worlds_pb2
@@ -38,7 +38,7 @@ class UpdatingRpcs:
         paths = _checked(request.update_mask.paths)
         wanted = updated(world.spec, request.world, paths)
         named = {"idle_timeout_s" if path == "idle_timeout" else path for path in paths}
-        await self._updates.update(world, wanted, {name.split(".")[0] for name in named})
+        await _whole(self._updates.update(world, wanted, {name.split(".")[0] for name in named}))
         moved = await asyncio.to_thread(world.tree.moved_base)
         return worlds_pb2.UpdateWorldResponse(world=world_to_proto(world, moved_base=moved))
 
@@ -46,15 +46,20 @@ class UpdatingRpcs:
         self, request: worlds_pb2.PauseWorldRequest, context: Context
     ) -> worlds_pb2.PauseWorldResponse:
         """See the contract."""
-        await self._updates.pause(self._worlds.get(request.world_id))
+        await _whole(self._updates.pause(self._worlds.get(request.world_id)))
         return worlds_pb2.PauseWorldResponse()
 
     async def ResumeWorld(
         self, request: worlds_pb2.ResumeWorldRequest, context: Context
     ) -> worlds_pb2.ResumeWorldResponse:
         """See the contract."""
-        await self._updates.resume(self._worlds.get(request.world_id))
+        await _whole(self._updates.resume(self._worlds.get(request.world_id)))
         return worlds_pb2.ResumeWorldResponse()
+
+
+async def _whole(work: Coroutine[object, object, None]) -> None:
+    """Do it to the end, though the client goes: what holds in the kernel is to be written down."""
+    await asyncio.shield(asyncio.ensure_future(work))
 
 
 def _checked(paths: Iterable[str]) -> tuple[str, ...]:
