@@ -265,6 +265,8 @@ def test_closing_ends_what_runs_in_it_and_runs_its_exit_trap(world: World) -> No
         shell.run("echo")
     with pytest.raises(InvalidArgument):
         world.shell(shell_id="no/slashes")
+    with pytest.raises(InvalidArgument, match="is taken"):
+        world.exec("true", exec_id="substrate-shell_mine")
 
 
 def test_many_shells_at_once_in_a_world(world: World) -> None:

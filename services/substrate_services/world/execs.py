@@ -31,6 +31,7 @@ from substrate_services.world.left_steps import read_execs
 from substrate_services.world.limited import with_limits
 from substrate_services.world.output_log import Stream, encode_frame
 from substrate_services.world.recording import Attempt, Recorder
+from substrate_services.world.shell_state import SHELL_PREFIX
 from substrate_services.world.starting import mark_shared, start_in_box
 from substrate_services.world.steps import (
     HOST_KINDS,
@@ -101,8 +102,9 @@ class Execs:
         """
         if EXEC_ID.fullmatch(request.exec_id) is None:
             raise InvalidField("exec_id", request.exec_id, "expected 1 to 64 of [A-Za-z0-9_.-]")
-        if request.exec_id.startswith(LOOK_PREFIX):
-            raise InvalidField("exec_id", request.exec_id, f"{LOOK_PREFIX}… is taken; use another")
+        for prefix in (LOOK_PREFIX, SHELL_PREFIX):
+            if request.exec_id.startswith(prefix):
+                raise InvalidField("exec_id", request.exec_id, f"{prefix}… is taken; use another")
         known = self._find(world, request.exec_id)
         if known is not None:
             return known
