@@ -50,13 +50,19 @@ async def served(
 
 
 def standing_by() -> int:
-    """The pid of our one decoder that stands by; a session's fixtures may have started others."""
-    (pid,) = (
+    """The pid of our one decoder that stands by."""
+    (pid,) = decoders_of_ours()
+    return pid
+
+
+def decoders_of_ours() -> list[int]:
+    """Among what else is a child of a test run: it adopts what other tests left to be reaped."""
+    return [
         child
         for child in children(os.getpid())
         if Path(f"/proc/{child}/comm").read_text() == "substrate-decod\n"
-    )
-    return pid
+        and status_of(child)["State"][0] != "Z"
+    ]
 
 
 def children(pid: int) -> list[int]:
@@ -227,4 +233,4 @@ def test_what_the_caller_raises_ends_it_and_leaves_no_child(segments: Path) -> N
         await decoders.close()
 
     asyncio.run(main())
-    assert children(os.getpid()) == []
+    assert decoders_of_ours() == []
