@@ -173,7 +173,7 @@ def _settled(home: Path) -> Counts:
     last = count(home)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(0.5)  # nothing tells when the kernel and the host are done tidying up
         trash = home / ".substrate" / "trash"
         now = count(home)
         empty = not trash.exists() or not any(trash.iterdir())

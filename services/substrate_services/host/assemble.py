@@ -16,7 +16,6 @@ import grpc.aio
 from substrate_sdk.config import HostPaths
 from substrate_services.agent.server import AgentServicer
 from substrate_services.agent.sessions import Sessions
-from substrate_services.broker.local import LocalBroker
 from substrate_services.broker.server import BrokerServicer
 from substrate_services.broker.source import PolicySource
 from substrate_services.host.identity import host_id
@@ -149,8 +148,7 @@ class Host:
                 telemetry=SegmentTelemetry(store, backend.sync_ledger, decoders),
                 projection=projection,
             )
-            policies = BrokerServicer(PolicySource(config.home))
-            broker = BrokerClient(LocalBroker(policies))
+            broker = BrokerClient(channel)
             execs = Execs(
                 worlds=worlds,
                 store=store,
@@ -190,7 +188,7 @@ class Host:
             server = await build_server(
                 [
                     agent,
-                    policies,
+                    BrokerServicer(PolicySource(config.home)),
                     WorldServicer(
                         availability=availability,
                         worlds=worlds,

@@ -71,8 +71,10 @@ class Upstream:
 
 
 def upstreams(environ: dict[str, str] | None = None) -> tuple[Upstream, ...]:
-    """The name servers to ask: ``SUBSTRATE_DNS`` (addresses, with :PORT or without), else the
-    host's resolv.conf(5)."""  # noqa: D205,D209 # one sentence
+    """The name servers to ask.
+
+    ``SUBSTRATE_DNS`` (addresses, with :PORT or without) names them, else the host's resolv.conf(5).
+    """
     text = (os.environ if environ is None else environ).get("SUBSTRATE_DNS", "")
     if text:
         return tuple(_upstream(part) for part in text.replace(",", " ").split())

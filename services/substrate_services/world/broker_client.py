@@ -1,14 +1,13 @@
-"""Asks the broker about steps: the World is where policy is enforced."""
+"""Asks the broker about steps, over gRPC: the World is where policy is enforced."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Awaitable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2
+from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_grpc
 from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
 from substrate_services.wire.convert import command_to_proto, decision_from_proto
@@ -16,34 +15,21 @@ from substrate_services.world.file_steps import paths_of
 from substrate_services.world.steps import HOST_KINDS, StepKind
 from substrate_services.world.worlds import World
 
+if TYPE_CHECKING:
+    import grpc.aio
+
 _CLASSES_FOR_S = 1.0
-
-
-class Broker(Protocol):
-    """A BrokerService: a stub of gRPC's, or one in the same process (broker/local.py)."""
-
-    def Evaluate(  # noqa: N802 # gRPC's name
-        self, request: broker_pb2.EvaluateRequest, /
-    ) -> Awaitable[broker_pb2.EvaluateResponse]:
-        """See the contract."""
-        ...
-
-    def GetPolicy(  # noqa: N802 # gRPC's name
-        self, request: broker_pb2.GetPolicyRequest, /
-    ) -> Awaitable[broker_pb2.GetPolicyResponse]:
-        """See the contract."""
-        ...
 
 
 class BrokerClient:
     """A :class:`~substrate_services.world.execs.Decider`.
 
     Args:
-        broker: who is asked.
+        channel: to the BrokerService.
     """
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._broker = broker_pb2_grpc.BrokerServiceStub(channel)
         self._classes: tuple[str, ...] = ()
         self._asked = -math.inf
 
