@@ -19,6 +19,8 @@ if __name__ == "__main__":
     block = shared_memory.SharedMemory(create=True, size=64)  # starts the resource tracker
     with multiprocessing.Pool(2) as pool:
         print(sum(pool.map(abs, range(-50, 50))))
+        pool.close()  # leaving the block alone would kill them, maybe amid a record
+        pool.join()
     block.close()
     block.unlink()
 """
