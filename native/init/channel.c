@@ -274,10 +274,11 @@ void channel_read(void) {
             sub_packet_release(&packet);
         } else if (got < 0 && errno == EPROTO) {
             continue;
-        } else if (got < 0 && errno == EAGAIN) {
-            return;
+        } else if (got < 0 && (errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS)) {
+            return; /* what the kernel has no room for now is still there at the next look */
         } else {
-            _exit(0); /* launcher and host are both gone: nobody can ever ask again */
+            /* Launcher and host are both gone: nobody can ever ask again. Else the host hears why. */
+            _exit(got < 0 ? errno : 0);
         }
     }
 }

@@ -196,8 +196,9 @@ static void take_usage(struct sub_state *state, const struct rusage *usage) {
 
 static void main_ended(struct exec *exec, int status, const struct rusage *usage) {
     struct sub_state *state = &exec->state;
-    execs_read_status(exec); /* may still hold the answer to START */
+    /* Before the next line, which reads on where the supervisor reports: its end is no loss now. */
     exec->main_exited = true;
+    execs_read_status(exec); /* may still hold the answer to START */
     exec->main_pid = 0;
     exec->deadline_ns = 0;
     state->end_mono_ns = exec->ending_since_ns = clock_ns(CLOCK_MONOTONIC);

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import resource
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -99,6 +100,25 @@ async def a_killed_supervisor_is_noticed(box: Guest) -> None:
     raise AssertionError("sleep lives on")
 
 
+async def an_exec_that_init_learns_of_all_at_once_is_not_lost(box: Guest) -> None:
+    """Its start, its end and its supervisor's, between two looks of init's: a loaded machine."""
+    many = "for i in $(seq 60); do sleep 600 & done; wait"
+    crowd = await box.start(box.command("sh", "-c", many))
+    for round_ in range(3):
+        os.kill(box.box.init_pid, signal.SIGSTOP)
+        start = box.command("stat", "/", "0", exec_id=f"quick{round_}", builtin=True)
+        begun = asyncio.ensure_future(box.start(start))
+        # Read in the same round as the start; listing everybody takes longer than the command.
+        looks = [asyncio.ensure_future(box.client.processes()) for _ in range(15)]
+        await asyncio.sleep(0)
+        os.kill(box.box.init_pid, signal.SIGCONT)
+        await asyncio.gather(*looks)
+        done = await box.end(await begun)
+        assert (done.state.lost, done.code) == (False, 0), done.state
+    await box.client.kill(crowd.exec_id)
+    await box.exit_of(crowd.exec_id)
+
+
 async def a_stopped_supervisor_goes_on(box: Guest) -> None:
     done = await box.sh("kill -STOP $PPID; sleep 0.1; kill -STOP $PPID; exit 3")
     assert done.code == 3, done.state
@@ -129,6 +149,7 @@ async def main() -> None:
         timeouts_take_the_tree,
         background_children_live_until_killed,
         a_killed_supervisor_is_noticed,
+        an_exec_that_init_learns_of_all_at_once_is_not_lost,
         a_stopped_supervisor_goes_on,
         a_fork_bomb_ends,
         terminals_work,

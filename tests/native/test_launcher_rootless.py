@@ -74,7 +74,7 @@ def test_boxes_without_root(user_home: Path) -> None:
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line for line in lines if not line.startswith("ok ")] == []
-    assert len(lines) == 11
+    assert len(lines) == 12
 
 
 _REFUSED = """
