@@ -16,7 +16,7 @@ from substrate_services.network import ruleset
 from substrate_services.network.addresses import world_v4, world_v6
 from substrate_services.network.flows import Account, Flows
 from substrate_services.network.hand import Hand
-from substrate_services.network.resolver import _STREAMS_LIMIT, Opened, Resolver
+from substrate_services.network.resolver import _STREAMS_LIMIT, Found, Resolver
 from substrate_services.network.rules import parse_rules
 from substrate_services.network.service import Member, Service
 
@@ -53,7 +53,7 @@ def test_an_answer_that_comes_after_its_rule_has_gone_opens_nothing() -> None:
         service._slots[5] = Member("wld", 1, 5, parse_rules(["new.example"]))
         address = ipaddress.ip_address("192.0.2.1")
         for name in ("old.example", "new.example"):
-            await service._open_names(5, Opened(name, (address,), frozenset([None]), 60))
+            await service._open_names(5, Found(name, (address,), frozenset([None]), 60))
 
     asyncio.run(run())
     assert [len(one["elements"]) for one in asked if isinstance(one["elements"], list)] == [0, 1]

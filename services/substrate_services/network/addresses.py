@@ -15,7 +15,8 @@ UPLINK_GATEWAY_V4 = ipaddress.IPv4Address("10.207.255.1")
 SLOTS = range(1, 0xFD00)
 _FIRST = 0x0100  # 10.207.1.0 and up are worlds
 
-#: Where clouds hand credentials to whoever asks: AWS, Azure, GCP, ECS, EKS, Oracle, Alibaba.
+#: Where clouds hand credentials to whoever asks: AWS, Azure, GCP, ECS, EKS, Oracle, Alibaba,
+#: Scaleway, Linode. Those of the rest are link-local, which is closed as a whole.
 METADATA = tuple(
     ipaddress.ip_address(text)
     for text in (
@@ -28,6 +29,10 @@ METADATA = tuple(
         "fd00:ec2::254",
         "fd00:ec2::23",
         "fd20:ce::254",
+        "fd00:42::42",
+        "fd00:a9fe:a9fe::1",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:100::100:200",
     )
 )
 
@@ -56,6 +61,13 @@ def slot_of(address: Address) -> int | None:
 def link_name(slot: int) -> str:
     """The router's end of a world's link."""
     return f"w{slot}"
+
+
+def inside_v6(block: str) -> ipaddress.IPv6Network:
+    """The IPv6 addresses that a NAT64 turns into those of an IPv4 block (RFC 6052)."""
+    inner = ipaddress.IPv4Network(block)
+    first = int(_NAT64.network_address) | int(inner.network_address)
+    return ipaddress.IPv6Network((first, 96 + inner.prefixlen))
 
 
 def may_answer(address: Address, rules: NetworkRules, host: frozenset[Address]) -> bool:

@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from substrate_services.network.addresses import HOST_V4, HOST_V6, ROUTER_V4, ROUTER_V6, slot_of
@@ -24,6 +24,7 @@ from substrate_services.network.presets import HOST_NAME
 from substrate_services.network.rules import Address
 
 OUTBOX_LIMIT = 20_000
+NAMES_LIMIT = 10_000  # of addresses
 _CONNTRACK, _LOG = 1, 4
 _NEW, _GET, _DELETE = 0, 1, 2
 _DONE, _ERROR = 3, 2
@@ -65,6 +66,12 @@ class Account:
     sequence: int = 0
     lost: int = 0
 
+    def call(self, address: Address, name: str) -> None:
+        """Note what name an address was given for; the oldest goes where there are too many."""
+        self.names[address] = name
+        if len(self.names) > NAMES_LIMIT:
+            del self.names[next(iter(self.names))]
+
     def put(self, record: Record) -> None:
         """Add a record; the oldest goes where there are too many."""
         self.sequence += 1
@@ -83,6 +90,7 @@ class Flows:
         queries: a netlink socket to ask conntrack for all flows.
         log: the filter's log.
         account_of: where to keep what is told of the world in a slot.
+        accounts: all of them.
     """
 
     def __init__(
@@ -92,9 +100,11 @@ class Flows:
         queries: socket.socket,
         log: socket.socket,
         account_of: Callable[[int], Account | None],
+        accounts: Callable[[], Iterable[Account]],
     ) -> None:
         self._events, self._queries, self._log = events, queries, log
         self._account_of = account_of
+        self._accounts = accounts
         self._missed = False
         self._asking = asyncio.Lock()
         loop = asyncio.get_running_loop()
@@ -116,9 +126,18 @@ class Flows:
         self._read_events()
         self._read_log()
         async with self._asking:
+            missed, self._missed = self._missed, False
+            # What begins while the kernel is asked may not be in its answer.
+            open_before = [(account, tuple(account.open)) for account in self._accounts() if missed]
             found = await self._all()
         for seen in found:
             self._saw(seen, ended=False)
+        there = {seen.flow_id for seen in found}
+        for account, flow_ids in open_before:
+            # Its end was not heard: there was too much to hear.
+            for flow_id in set(flow_ids) - there:
+                if (flow := account.open.pop(flow_id, None)) is not None:
+                    self._tell(account, flow, ended=True)
 
     def refused_name(self, slot: int, name: str, what: str) -> None:
         """Note a name that was not answered."""
@@ -217,8 +236,9 @@ class Flows:
             return
         protocol, source, destination, port = packet
         prefix = values.get(10, b"").rstrip(b"\0").decode(errors="replace")
-        forged = prefix.startswith("forged ")
-        slot = int(prefix.removeprefix("forged ")) if forged else slot_of(source)
+        told, _, number = prefix.partition(" ")
+        forged, crowded = told == "forged", told == "crowd"
+        slot = int(number) if forged or crowded else slot_of(source)
         account = self._account_of(slot) if slot is not None else None
         if account is None or source.is_link_local or source.is_unspecified:
             return  # nobody's, or the kernel's own word to its neighbours
@@ -229,10 +249,13 @@ class Flows:
             "port": port,
             "name": account.names.get(destination),
             "forged": forged,
+            "crowded": crowded,
         }
         if destination in (HOST_V4, HOST_V6):
             record["name"] = HOST_NAME
-        self._refuse(account, ("refused", protocol, destination, port, forged), record)
+        # Of what was one flow too many, one tells for all.
+        key = ("crowd",) if crowded else ("refused", protocol, destination, port, forged)
+        self._refuse(account, key, record)
 
     def _refuse(self, account: Account, key: tuple[object, ...], record: Record) -> None:
         known = account.refused.get(key)

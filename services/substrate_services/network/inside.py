@@ -133,6 +133,8 @@ class _Inside:
             ("net/ipv6/conf/all/forwarding", "1"),
             ("net/netfilter/nf_conntrack_acct", "1"),
             ("net/netfilter/nf_conntrack_timestamp", "1"),
+            # The count of a world's flows leaves those out that only wait; they are to be few.
+            ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
         ):
             try:
                 Path("/proc/sys", name).write_text(value)

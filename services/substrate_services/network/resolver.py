@@ -46,7 +46,7 @@ _REFUSED_KINDS = (dns.rdatatype.ANY, dns.rdatatype.AXFR, dns.rdatatype.IXFR)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Found:
     """Addresses that a name resolved to, to open on ports (None: all) for a time."""
 
     name: str
@@ -106,7 +106,8 @@ class Resolver:
     Args:
         world_of: the world in a slot, if there is one.
         host: the host's own addresses now.
-        open_names: puts addresses into the filter; returns when they are there.
+        open_names: puts addresses into the filter; returns when they are there, and False
+            where the world has too many already.
         refused: hears of names that were not answered.
     """
 
@@ -115,7 +116,7 @@ class Resolver:
         *,
         world_of: Callable[[int], World | None],
         host: Callable[[], frozenset[Address]],
-        open_names: Callable[[int, Opened], Awaitable[None]],
+        open_names: Callable[[int, Found], Awaitable[bool]],
         refused: Callable[[int, str, str], None],
     ) -> None:
         self._world_of = world_of
@@ -274,8 +275,11 @@ class Resolver:
             self._refused(slot, name, "private")
         if addresses:
             timeout_s = max(ttl, OPEN_AT_LEAST_S) + _OPEN_BEYOND_S
-            opened = Opened(name, tuple(addresses), rules.name_ports(name), timeout_s)
-            await self._open_names(slot, opened)
+            opened = Found(name, tuple(addresses), rules.name_ports(name), timeout_s)
+            if not await self._open_names(slot, opened):
+                self._refused(slot, name, "crowd")
+                reply.answer.clear()
+                reply.set_rcode(dns.rcode.SERVFAIL)
 
     async def _ask(self, question: dns.rrset.RRset) -> dns.message.Message | None:
         servers: Sequence[Upstream] = upstreams()

@@ -6,6 +6,9 @@ the resolver fills before it answers.
 
 A flow bears the mark of the rules that let it begin. After rules have changed its mark is an old
 one, and its next packet is judged like a first.
+
+Nothing that a world does fills what others need: its flows, the addresses of its names and the
+record of its refusals have bounds of their own, and its questions to the resolver are not tracked.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from substrate_services.network.addresses import (
     METADATA,
     ROUTER_V4,
     ROUTER_V6,
+    inside_v6,
     link_name,
     world_v4,
     world_v6,
@@ -27,20 +31,30 @@ from substrate_services.network.rules import Address, NetworkRules
 
 TABLE = "substrate"
 LOG_GROUP = 7
+FLOWS_LIMIT = 2_048  # of one world at once; the kernel's table is one for all worlds of a home
+NEW_FLOWS_PER_S = 1_000  # the count leaves out those that wait for their end (TIME_WAIT)
+NAMED_LIMIT = 4_096  # addresses that a world's names have open
+_SET_SIZE = 2 * NAMED_LIMIT  # what has run out is counted until the kernel has swept it
 _ALWAYS_V4 = ("127.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
 _ALWAYS_V6 = ("::1/128", "::/128", "ff00::/8", "fe80::/10", "::ffff:0:0/96")
 _DNS_PORTS = "{ 53, 853, 5353, 5355 }"
+_ASKS = "meta l4proto { tcp, udp } th dport 53"
+_ANSWERS = "meta l4proto { tcp, udp } th sport 53"
+#: A world's own chains: those that a packet is sent to, and those that packets come in by.
+_ENDS = ("crowd", "refuse", "admit")
+_WAYS = ("outward", "inward", "nearby")
 
 
 def set_names(slot: int) -> tuple[str, ...]:
     """The sets of a world, in the order: names of IPv4, IPv6; names with a port of IPv4, IPv6."""
-    return tuple(f"w{slot}_{kind}" for kind in ("names4", "names6", "ports4", "ports6"))
+    return tuple(f"w{slot}_{kind}" for kind in ("name4", "name6", "port4", "port6"))
 
 
 def base() -> str:
     """What all worlds share; nothing of what is there is lost when it is loaded again."""
     never4 = [str(one) for one in METADATA if one.version == 4]
     never6 = [str(one) for one in METADATA if one.version == 6]
+    never6 += [str(inside_v6(one)) for one in ("169.254.0.0/16", *never4)]
     return f"""
 add table inet {TABLE}
 add set inet {TABLE} never4 {{ type ipv4_addr; flags interval; auto-merge; }}
@@ -54,7 +68,6 @@ add map inet {TABLE} inward {{ type ifname : verdict; }}
 add map inet {TABLE} nearby {{ type ifname : verdict; }}
 add chain inet {TABLE} refuse
 flush chain inet {TABLE} refuse
-add rule inet {TABLE} refuse limit rate 500/second burst 1000 packets log group {LOG_GROUP}
 add rule inet {TABLE} refuse meta l4proto tcp reject with tcp reset
 add rule inet {TABLE} refuse reject with icmpx type admin-prohibited
 add chain inet {TABLE} forged
@@ -71,6 +84,14 @@ add rule inet {TABLE} input iifname "{UPLINK}" ct state established,related acce
 add rule inet {TABLE} input iifname "{UPLINK}" icmpv6 type {{ nd-neighbor-solicit, \
 nd-neighbor-advert, nd-router-advert }} accept
 add rule inet {TABLE} input iifname vmap @nearby
+add chain inet {TABLE} asked {{ type filter hook prerouting priority raw; }}
+flush chain inet {TABLE} asked
+add rule inet {TABLE} asked iifname "w*" ip daddr {ROUTER_V4} {_ASKS} notrack
+add rule inet {TABLE} asked iifname "w*" ip6 daddr {ROUTER_V6} {_ASKS} notrack
+add chain inet {TABLE} answered {{ type filter hook output priority raw; }}
+flush chain inet {TABLE} answered
+add rule inet {TABLE} answered oifname "w*" ip saddr {ROUTER_V4} {_ANSWERS} notrack
+add rule inet {TABLE} answered oifname "w*" ip6 saddr {ROUTER_V6} {_ANSWERS} notrack
 add chain inet {TABLE} leave {{ type nat hook postrouting priority 100; }}
 flush chain inet {TABLE} leave
 add rule inet {TABLE} leave oifname "{UPLINK}" masquerade
@@ -105,36 +126,38 @@ def attach(slot: int, rules: NetworkRules, *, forget_names: bool) -> str:
     """
     link = link_name(slot)
     names4, names6, ports4, ports6 = set_names(slot)
+    bound = f"flags timeout; size {_SET_SIZE};"
     lines = [
-        f"add set inet {TABLE} {names4} {{ type ipv4_addr; flags timeout; }}",
-        f"add set inet {TABLE} {names6} {{ type ipv6_addr; flags timeout; }}",
-        f"add set inet {TABLE} {ports4} {{ type ipv4_addr . inet_service; flags timeout; }}",
-        f"add set inet {TABLE} {ports6} {{ type ipv6_addr . inet_service; flags timeout; }}",
+        f"add set inet {TABLE} {names4} {{ type ipv4_addr; {bound} }}",
+        f"add set inet {TABLE} {names6} {{ type ipv6_addr; {bound} }}",
+        f"add set inet {TABLE} {ports4} {{ type ipv4_addr . inet_service; {bound} }}",
+        f"add set inet {TABLE} {ports6} {{ type ipv6_addr . inet_service; {bound} }}",
     ]
     if forget_names:
         lines += [f"flush set inet {TABLE} {name}" for name in set_names(slot)]
-    chains = {"outward": _outward(slot, rules), "inward": _inward(rules), "nearby": _nearby(slot)}
-    chains["nearby"] += _services(rules)
+    chains = {
+        "crowd": _crowd(slot),
+        "refuse": _refuse(),
+        "admit": _admit(slot, rules),
+        "outward": _outward(slot, rules),
+        "inward": _inward(rules),
+        "nearby": _nearby(slot, rules),
+    }
     for name, body in chains.items():
         chain = f"{link}_{name}"
         lines += [f"add chain inet {TABLE} {chain}", f"flush chain inet {TABLE} {chain}"]
         lines += [f"add rule inet {TABLE} {chain} {rule}" for rule in body]
-        lines.append(f'add element inet {TABLE} {name} {{ "{link}" : goto {chain} }}')
+    for name in _WAYS:
+        lines.append(f'add element inet {TABLE} {name} {{ "{link}" : goto {link}_{name} }}')
     return "\n".join(lines)
 
 
 def detach(slot: int) -> str:
     """Take a world's chains and sets away; each must be there."""
     link = link_name(slot)
-    lines = [
-        f'delete element inet {TABLE} {name} {{ "{link}" }}'
-        for name in ("outward", "inward", "nearby")
-    ]
-    for name in ("outward", "inward", "nearby"):
-        lines += [
-            f"flush chain inet {TABLE} {link}_{name}",
-            f"delete chain inet {TABLE} {link}_{name}",
-        ]
+    lines = [f'delete element inet {TABLE} {name} {{ "{link}" }}' for name in _WAYS]
+    for action in ("flush", "delete"):
+        lines += [f"{action} chain inet {TABLE} {link}_{name}" for name in (*_WAYS, *_ENDS)]
     lines += [f"delete set inet {TABLE} {name}" for name in set_names(slot)]
     return "\n".join(lines)
 
@@ -151,36 +174,62 @@ def _from_itself(slot: int) -> list[str]:
     ]
 
 
+def _crowd(slot: int) -> list[str]:
+    """For a flow that is one too many."""
+    return [
+        f'limit rate 10/second log prefix "crowd {slot}" group {LOG_GROUP}',
+        "goto refuse",
+    ]
+
+
+def _refuse() -> list[str]:
+    """What is refused is told, of each world so much and no more."""
+    return [
+        f"limit rate 100/second burst 500 packets log group {LOG_GROUP}",
+        "goto refuse",
+    ]
+
+
+def _admit(slot: int, rules: NetworkRules) -> list[str]:
+    """For a flow that may begin."""
+    crowd = f"goto {link_name(slot)}_crowd"
+    return [
+        f"ct count over {FLOWS_LIMIT} {crowd}",
+        f"limit rate over {NEW_FLOWS_PER_S}/second burst {FLOWS_LIMIT} packets {crowd}",
+        f"ct mark set {mark_of(rules)} accept",
+    ]
+
+
 def _outward(slot: int, rules: NetworkRules) -> list[str]:
-    mark = mark_of(rules)
-    accept = f"ct mark set {mark} accept"
+    link = link_name(slot)
+    admit, refuse = f"goto {link}_admit", f"goto {link}_refuse"
     names4, names6, ports4, ports6 = set_names(slot)
     body = [
         *_from_itself(slot),
-        f'oifname != "{UPLINK}" goto refuse',
-        "ip daddr @never4 goto refuse",
-        "ip6 daddr @never6 goto refuse",
-        "ip daddr @host4 goto refuse",
-        "ip6 daddr @host6 goto refuse",
-        "ip6 nexthdr != { tcp, udp, ipv6-icmp } goto refuse",
+        f'oifname != "{UPLINK}" {refuse}',
+        f"ip daddr @never4 {refuse}",
+        f"ip6 daddr @never6 {refuse}",
+        f"ip daddr @host4 {refuse}",
+        f"ip6 daddr @host6 {refuse}",
+        f"ip6 nexthdr != {{ tcp, udp, ipv6-icmp }} {refuse}",
         "ct state invalid drop",
-        f"ct mark {mark} ct state established,related accept",
+        f"ct mark {mark_of(rules)} accept",
     ]
     if rules.mode == "full":
-        return [*body, f"meta l4proto {{ tcp, udp, icmp, ipv6-icmp }} {accept}", "goto refuse"]
+        return [*body, f"meta l4proto {{ tcp, udp, icmp, ipv6-icmp }} {admit}", refuse]
     for block in rules.blocks:
         family = "ip" if block.network.version == 4 else "ip6"
         where = f"{family} daddr {block.network} meta l4proto {{ tcp, udp }}"
-        body.append(where + (f" th dport {block.port}" if block.port else "") + f" {accept}")
-    with_port = f"meta l4proto {{ tcp, udp }} ip daddr . th dport @{ports4} {accept}"
+        body.append(where + (f" th dport {block.port}" if block.port else "") + f" {admit}")
+    with_port = f"meta l4proto {{ tcp, udp }} ip daddr . th dport @{ports4} {admit}"
     body += [
         with_port,
         with_port.replace("ip daddr", "ip6 daddr").replace(ports4, ports6),
         # A name server elsewhere would answer what ours does not.
-        f"meta l4proto {{ tcp, udp }} th dport {_DNS_PORTS} goto refuse",
-        f"meta l4proto {{ tcp, udp }} ip daddr @{names4} {accept}",
-        f"meta l4proto {{ tcp, udp }} ip6 daddr @{names6} {accept}",
-        "goto refuse",
+        f"meta l4proto {{ tcp, udp }} th dport {_DNS_PORTS} {refuse}",
+        f"meta l4proto {{ tcp, udp }} ip daddr @{names4} {admit}",
+        f"meta l4proto {{ tcp, udp }} ip6 daddr @{names6} {admit}",
+        refuse,
     ]
     return body
 
@@ -189,18 +238,16 @@ def _inward(rules: NetworkRules) -> list[str]:
     return [f"ct mark {mark_of(rules)} ct state established,related accept", "drop"]
 
 
-def _nearby(slot: int) -> list[str]:
-    asks = "meta l4proto { tcp, udp } th dport 53 accept"
-    return [
+def _nearby(slot: int, rules: NetworkRules) -> list[str]:
+    """The resolver, and the services of the host that the rules name."""
+    link = link_name(slot)
+    body = [
         *_from_itself(slot),
-        f"ip daddr {ROUTER_V4} {asks}",
-        f"ip6 daddr {ROUTER_V6} {asks}",
+        f"ip daddr {ROUTER_V4} {_ASKS} accept",
+        f"ip6 daddr {ROUTER_V6} {_ASKS} accept",
+        f"ct mark {mark_of(rules)} accept",
     ]
-
-
-def _services(rules: NetworkRules) -> list[str]:
-    body = []
     for port in rules.host_ports:
-        body.append(f"ip daddr {HOST_V4} tcp dport {port} accept")
-        body.append(f"ip6 daddr {HOST_V6} tcp dport {port} accept")
-    return [*body, "goto refuse"]
+        body.append(f"ip daddr {HOST_V4} tcp dport {port} goto {link}_admit")
+        body.append(f"ip6 daddr {HOST_V6} tcp dport {port} goto {link}_admit")
+    return [*body, f"goto {link}_refuse"]

@@ -26,7 +26,8 @@ from substrate_services.network.hand import Hand
 from substrate_services.network.inside import InsideError
 from substrate_services.network.links import Links
 from substrate_services.network.netlink import NetlinkError
-from substrate_services.network.resolver import Opened, Resolver, World
+from substrate_services.network.opened import Opened
+from substrate_services.network.resolver import Found, Resolver, World
 from substrate_services.network.rules import Address, NetworkRules, parse_rules
 from substrate_services.network.uplink import Uplink, UplinkError
 
@@ -46,6 +47,7 @@ class Member(World):
     rules: NetworkRules
     asking: int = 0
     account: Account = field(default_factory=Account)
+    opened: Opened = field(default_factory=Opened)
     pidfd: int = -1
 
 
@@ -127,6 +129,8 @@ class Service:
                 raise
             slot = answer["slot"]
             assert isinstance(slot, int)
+            if known is not None and changed:
+                known.opened.clear()
             if known is None:
                 self._next = slot + 1 if slot + 1 in SLOTS else SLOTS.start
                 known = Member(world_id, init_pid, slot, rules)
@@ -234,7 +238,11 @@ class Service:
             raise
         datagrams, streams, refusals, events, queries = map(_as_socket, descriptors)
         self._flows = Flows(
-            events=events, queries=queries, log=refusals, account_of=self._account_of
+            events=events,
+            queries=queries,
+            log=refusals,
+            account_of=self._account_of,
+            accounts=lambda: [member.account for member in self._members.values()],
         )
         self._resolver = Resolver(
             world_of=self._slots.get,
@@ -300,16 +308,19 @@ class Service:
         member = self._slots.get(slot)
         return member.account if member is not None else None
 
-    async def _open_names(self, slot: int, opened: Opened) -> None:
+    async def _open_names(self, slot: int, found: Found) -> bool:
         member = self._slots.get(slot)
         if member is None:
-            return
+            return False
+        for address in found.addresses:
+            member.account.call(address, found.name)
+        if member.rules.mode == "full":
+            return True  # there everything is open already
         names4, names6, ports4, ports6 = ruleset.set_names(slot)
         elements = []
         # By the rules as they are now: they may have changed since the question.
-        ports = member.rules.name_ports(opened.name) & opened.ports
-        for address in opened.addresses:
-            member.account.names[address] = opened.name
+        ports = member.rules.name_ports(found.name) & found.ports
+        for address in found.addresses:
             is_4 = address.version == 4
             for port in ports:
                 if port is None:
@@ -317,9 +328,10 @@ class Service:
                 else:
                     key = address.packed + port.to_bytes(2, "big") + b"\0\0"
                     elements.append((ports4 if is_4 else ports6, key.hex()))
-        if member.rules.mode == "full":
-            return  # there everything is open already
-        await self._ask("feed", elements=[(*one, opened.timeout_s) for one in elements])
+        if not member.opened.take([" ".join(one) for one in elements], found.timeout_s):
+            return False
+        await self._ask("feed", elements=[(*one, found.timeout_s) for one in elements])
+        return True
 
     # -- worlds that end unasked ---------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from substrate_services.journal.schema import Blocked
 from substrate_services.journal.writer import Journal
 from substrate_services.network.addresses import METADATA
 from substrate_services.network.presets import rule_for
+from substrate_services.network.ruleset import FLOWS_LIMIT, NAMED_LIMIT, NEW_FLOWS_PER_S
 from substrate_services.world.networks import Flow, Networks
 from substrate_services.world.worlds import World
 
@@ -148,6 +149,7 @@ def _facts(flow: Flow) -> JsonObject:
         "count",
         "type",
         "forged",
+        "crowded",
         "flow",
     )
     facts: JsonObject = {}
@@ -212,9 +214,25 @@ def _blocked(flow: Flow, mode: str) -> Blocked:
                 "network-private-answer",
                 "the name leads into a private network; allow its block too: `--net 10.0.0.0/8`",
             )
+        if flow.text("type") == "crowd":
+            return Blocked(
+                what,
+                "limits",
+                "network_names",
+                f"the names of a world have at most {NAMED_LIMIT:,} addresses open: allow the "
+                "block of addresses instead",
+            )
         return Blocked(what, "network", rule, f"add `--net {rule_for(name, None)}`")
     shown = f"[{address}]" if ":" in address else address
     what = f"connect {name or shown}:{port}" if port else f"reach {name or shown}"
+    if flow.fields.get("crowded") is True:
+        return Blocked(
+            what,
+            "limits",
+            "network_flows",
+            f"a world has {FLOWS_LIMIT:,} flows at once and {NEW_FLOWS_PER_S:,} new ones a second: "
+            "use connections again, or part the work among worlds",
+        )
     if flow.fields.get("forged") is True:
         return Blocked(
             what, "network", "network-forged-source", "send from the world's own address"
