@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import grpc
@@ -22,6 +22,9 @@ import pytest
 from tests.leaks import MARKER, LeakChecker, Room, become_subreaper, processes
 
 _ROOM = pytest.StashKey[Room]()
+#: Of the users that there are now (tests/users.py), for the report of a test that fails.
+homes: set[Path] = set()
+_LOG_SHOWN = 4_000
 
 #: The command line, in this interpreter: `subprocess.run([*SUBSTRATE, "down"])`.
 SUBSTRATE = (sys.executable, "-c", "import sys, substrate_sdk.cli as c; sys.exit(c.main())")
@@ -94,6 +97,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         reason = _lacks(marker.name)
         if reason is not None:
             pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the hosts said of themselves with a test that failed: they are gone afterwards."""
+    report = yield
+    if report.failed:
+        for home in sorted(homes):
+            with contextlib.suppress(OSError):
+                said = (home / ".substrate" / "host.log").read_text(errors="replace")
+                report.sections.append((f"host.log of {home}", said[-_LOG_SHOWN:]))
+    return report
 
 
 # --- leaks ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from substrate_sdk import Substrate
 from substrate_sdk.client.sync import Exec
 from substrate_sdk.config import Endpoint, HostPaths
-from tests.conftest import SUBSTRATE, _end_host, _remove_tree
+from tests.conftest import SUBSTRATE, _end_host, _remove_tree, homes
 
 if TYPE_CHECKING:
     import pytest
@@ -203,9 +203,11 @@ def new_user(
     The path is short, because a socket's is limited to 107 bytes (unix(7)).
     """
     home = Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
+    homes.add(home)
     try:
         yield User(home, prefix, command, variables)
     finally:
+        homes.discard(home)
         _end_host(home / ".substrate")
         _remove_tree(home)
 

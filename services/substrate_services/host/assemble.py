@@ -111,7 +111,11 @@ class Host:
             store = ObjectStore(config.home / "objects")
             stack.callback(store.close)
             reader = JournalReader(config.trace_path)
-            backend = NativeBackend(Path(self._paths.launcher_socket), config.home / "launcher")
+            backend = NativeBackend(
+                Path(self._paths.launcher_socket),
+                config.home / "launcher",
+                on_world_gone=_log_gone,
+            )
             stack.push_async_callback(backend.close)
             projection = OtelProjection.from_environment(host_id(), config.version)
             if projection is not None:
@@ -287,3 +291,10 @@ def _pid_file(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _log_gone(world_id: str, status: int) -> None:
+    """A world's init ended unasked: with an exit code it gave up by itself, and the code is why."""
+    code = os.waitstatus_to_exitcode(status)
+    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    log.warning("the init of world %s ended %s", world_id, how)

@@ -201,11 +201,13 @@ class FileRpcs(world_service_pb2_grpc.WorldServiceServicer):
             )
         record = await self._execs.wait(world, exec_)
         path = file_steps.paths_of(request.argv)[0]
-        _check_done(record, verb, path, directory=request.kind == "files.upload")
+        _check_done(world, record, verb, path, directory=request.kind == "files.upload")
         return result_to_proto(record)
 
 
-def _check_done(record: SpanRecord, verb: str, path: bytes, *, directory: bool) -> None:
+def _check_done(
+    world: World, record: SpanRecord, verb: str, path: bytes, *, directory: bool
+) -> None:
     reason = record.termination_reason
     what = f"cannot {verb} {os.fsdecode(path)}"
     if reason == "DENIED":
@@ -213,8 +215,10 @@ def _check_done(record: SpanRecord, verb: str, path: bytes, *, directory: bool) 
         raise ServiceError("POLICY_DENIED", rule)
     if reason == "WORLD_REMOVED":
         raise ServiceError("WORLD_NOT_FOUND", f"{what}: the world was removed meanwhile")
+    if reason == "AGENT_LOST" and (world.lost or world.removing):
+        raise ServiceError("WORLD_LOST", f"{what}: the world ended meanwhile; host.log says how")
     if reason == "AGENT_LOST":
-        raise ServiceError("WORLD_LOST", f"{what}: the world ended meanwhile")
+        raise ServiceError("FILE_DENIED", f"{what}: what did it was killed from inside the world")
     if record.exit_code is None:
         raise ServiceError("FILE_DENIED", f"{what}: {record.signal} ended it before it was done")
     if record.exit_code in _CANNOT_START:

@@ -125,6 +125,7 @@ class InitClient:
         self._pending: dict[int, tuple[asyncio.Future[_Answer], list[Packet]]] = {}
         self._stdin: dict[str, _StdinState] = {}
         self._gone = False
+        self.why_lost = ""  # how the conversation ended, where it was not closed
         sock = socket.socket(fileno=channel_fd)
         self._connection = Connection(sock, on_packet=self._take, on_lost=self._lost)
 
@@ -385,7 +386,8 @@ class InitClient:
             state.closed = state.closed or bool(closed)
             state.changed.set()
 
-    def _lost(self, _error: WireError) -> None:
+    def _lost(self, error: WireError) -> None:
+        self.why_lost = str(error)
         self._gone = True
         self._release()
         self._on_gone()

@@ -270,6 +270,7 @@ class Worlds:
         def gone() -> None:
             if world.client is init and not world.removing:
                 world.lost = True
+                log.warning("world %s is lost: %s", world.spec.world_id, init.why_lost)
                 tell(lambda listener, world: listener.world_lost(world))
 
         init = InitClient(

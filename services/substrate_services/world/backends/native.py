@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from substrate_services.world.backends.launcher_client import (
     connect,
     start_launcher,
 )
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 6
 _RETRY_S = 0.05
@@ -182,6 +185,8 @@ class NativeBackend:
 
     def _lost(self) -> None:
         known, self._known = self._known, set()
+        if known:
+            log.warning("the launcher ended, and %d worlds with it", len(known))
         for world_id in known:
             self._on_world_gone(world_id, signal.SIGKILL)
 
