@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             taking an interpreter with gRPC in it down in order takes longer than most commands.
     """
     if argv is None:
+        from substrate_sdk.cli.deferring import defer
+
         _open_standard_streams()
+        defer()
     else:
         from substrate_sdk.cli import failures
 

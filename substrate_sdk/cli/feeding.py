@@ -11,9 +11,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from substrate_sdk.client.sync import Exec
 from substrate_sdk.errors import SubstrateError
+
+if TYPE_CHECKING:
+    from substrate_sdk.client.sync import Exec
 
 _PIECE = 64 << 10
 

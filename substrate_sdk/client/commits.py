@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from substrate_sdk._pb.substrate.world.v1alpha1 import commits_pb2, worlds_pb2
+from substrate_sdk._results import Result
 from substrate_sdk.client import methods
 from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.requests import PathLike, new_id
-from substrate_sdk.types import Applied, Result, Snapshot
 
 if TYPE_CHECKING:
     from substrate_sdk.client.substrate import SpanLike
+    from substrate_sdk.types import Applied, Snapshot
 
 #: Making layers of a tree, or writing one to the host, takes as long as the tree is large.
 _CALL_S = 600.0
@@ -30,6 +31,8 @@ async def resolve(connection: Connection, span: SpanLike) -> str:
 
 async def snapshot(connection: Connection, world_id: str) -> Snapshot:
     """Keep a world's tree as it is now."""
+    from substrate_sdk.types import Snapshot
+
     request = commits_pb2.SnapshotRequest(request_id=new_id("req_"), world_id=world_id)
     return Snapshot.from_proto(await connection.unary(methods.SNAPSHOT, request, timeout_s=_CALL_S))
 
@@ -82,4 +85,6 @@ async def apply(
         dry_run=dry_run,
         consent=[os.fsencode(path) for path in consent],
     )
+    from substrate_sdk.types import Applied
+
     return Applied.from_proto(await connection.unary(methods.APPLY, request, timeout_s=_CALL_S))

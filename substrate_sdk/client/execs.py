@@ -6,12 +6,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
+from substrate_sdk._facts import Decision, Output, OutputStream
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2
+from substrate_sdk._results import Result
 from substrate_sdk.client import methods
 from substrate_sdk.client.connection import Answers, Connection
 from substrate_sdk.errors import CallTimeout, StdinClosed, SubstrateError
-from substrate_sdk.types import Decision, Output, OutputStream, Result
 
 #: Bytes of standard input in one request.
 STDIN_PIECE = 64 << 10

@@ -6,14 +6,18 @@ import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
+from substrate_sdk._facts import FileState
 from substrate_sdk._pb.substrate.world.v1alpha1 import files_pb2
-from substrate_sdk.client import methods, trees
+from substrate_sdk._results import Result
+from substrate_sdk.client import methods
 from substrate_sdk.client.connection import Answers, Connection
-from substrate_sdk.client.requests import PathLike, new_id
+from substrate_sdk.client.requests import DOWNLOAD_LIMIT_BYTES, PathLike, new_id
 from substrate_sdk.errors import CallCancelled, SubstrateError, WorldFileNotFound
-from substrate_sdk.types import Download, FileEntry, FileEvent, FileState, Result
+
+if TYPE_CHECKING:
+    from substrate_sdk.types import Download, FileEntry, FileEvent
 
 _PIECE = 256 << 10
 _ALL_LEVELS = (1 << 32) - 1
@@ -36,6 +40,8 @@ class AsyncFileWatch:
         return self
 
     async def __anext__(self) -> FileEvent:
+        from substrate_sdk.types import FileEvent
+
         return FileEvent.from_proto(await anext(self._answers))
 
     async def __aenter__(self) -> Self:
@@ -107,6 +113,8 @@ class AsyncFiles:
             path=os.fsencode(path),
             depth=_ALL_LEVELS if depth is None else max(1, min(depth, _ALL_LEVELS)),
         )
+        from substrate_sdk.types import FileEntry
+
         found: list[FileEntry] = []
         while True:
             answer = await self._connection.unary(methods.LIST_FILES, request)
@@ -170,7 +178,7 @@ class AsyncFiles:
         path: PathLike,
         target: PathLike,
         *,
-        limit_bytes: int = trees.DOWNLOAD_LIMIT_BYTES,
+        limit_bytes: int = DOWNLOAD_LIMIT_BYTES,
     ) -> Download:
         """Copy what is below a directory of the world into one here.
 
@@ -191,6 +199,8 @@ class AsyncFiles:
                 that is here already.
             TooLarge: there is more than ``limit_bytes``.
         """
+        from substrate_sdk.client import trees
+
         request = files_pb2.DownloadTreeRequest(world_id=self._world_id, path=os.fsencode(path))
         answers = self._connection.stream(methods.DOWNLOAD_TREE, lambda: request, resumable=False)
         in_thread = self._connection.runtime.in_thread
@@ -388,6 +398,8 @@ class AsyncFiles:
             world_id=self._world_id, exec_id=new_id("exe_"), path=os.fsencode(path)
         )
         failures: list[Exception] = []
+
+        from substrate_sdk.client import trees
 
         def requests() -> Iterator[files_pb2.UploadTreeRequest]:
             first = files_pb2.UploadTreeRequest(header=header)

@@ -8,19 +8,24 @@ import time
 from base64 import b32encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import execs_pb2, worlds_pb2
 from substrate_sdk.config import Endpoint
 from substrate_sdk.errors import InvalidArgument, NotBuilt
-from substrate_sdk.types import Limits, WorldInfo
+
+if TYPE_CHECKING:
+    from substrate_sdk.types import Limits, WorldInfo
 
 #: Text or bytes; text becomes bytes as Python does it for file names (os.fsencode).
 Text: TypeAlias = str | bytes
 PathLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 #: A string for the shell, or the exact arguments.
 CommandLike: TypeAlias = Text | Sequence[PathLike]
+
+#: What a download may hold unless its caller says otherwise.
+DOWNLOAD_LIMIT_BYTES: Final = 64 << 30
 
 #: Variables that may go to a host on another machine; an own machine's host filters by profile.
 _REMOTE_VARIABLES = ("TERM", "LANG", "TZ", "NO_COLOR")

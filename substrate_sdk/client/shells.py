@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from substrate_sdk._facts import Output
 from substrate_sdk._pb.substrate.common.v1alpha1 import types_pb2
 from substrate_sdk._pb.substrate.world.v1alpha1 import shells_pb2
+from substrate_sdk._results import CommandFailed, Result
 from substrate_sdk.client import methods, requests
 from substrate_sdk.client.connection import Answers, Connection
 from substrate_sdk.client.execs import OutputCallback
 from substrate_sdk.client.requests import PathLike, new_id
 from substrate_sdk.errors import CallTimeout, InvalidArgument, ShellNotFound, SubstrateError
-from substrate_sdk.types import CommandFailed, Output, Result
 
 
 class AsyncShell:

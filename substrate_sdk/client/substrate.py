@@ -16,7 +16,6 @@ from substrate_sdk.client.transport import Runtime
 from substrate_sdk.client.worlds import AsyncDiff, AsyncWorld, read_diff
 from substrate_sdk.config import Endpoint, HostPaths, endpoint_from_env, parse_endpoint
 from substrate_sdk.errors import SubstrateError
-from substrate_sdk.types import Applied, Capability, Result, WorldInfo
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from substrate_sdk._jsonform import JsonObject
     from substrate_sdk.client.replays import OnProgress
     from substrate_sdk.records import Explanation, PolicyCheck, Report, Span, Verification
+    from substrate_sdk.types import Applied, Capability, Result, WorldInfo
 
     SpanLike: TypeAlias = str | Result | Span
 
@@ -211,6 +211,8 @@ class AsyncSubstrate:
         Args:
             session_id: only those of this session.
         """
+        from substrate_sdk.types import WorldInfo
+
         found: list[WorldInfo] = []
         token = ""
         while True:
@@ -267,6 +269,8 @@ class AsyncSubstrate:
 
     async def capabilities(self) -> list[Capability]:
         """What the host can do."""
+        from substrate_sdk.types import Capability
+
         answer = await self._connection.unary(
             methods.GET_CAPABILITIES, worlds_pb2.GetCapabilitiesRequest()
         )

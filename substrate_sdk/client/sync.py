@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
+from substrate_sdk._facts import Output
 from substrate_sdk.client.execs import (
     AsyncByteStream,
     AsyncExec,
@@ -30,16 +31,6 @@ from substrate_sdk.client.sync_files import Files, Iteration
 from substrate_sdk.client.transport import BlockingRuntime, drive
 from substrate_sdk.client.worlds import AsyncDiff, AsyncWorld
 from substrate_sdk.config import Endpoint
-from substrate_sdk.types import (
-    Applied,
-    Capability,
-    Change,
-    Decision,
-    Output,
-    Result,
-    Snapshot,
-    WorldInfo,
-)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -48,6 +39,15 @@ if TYPE_CHECKING:
     from substrate_sdk.client.replays import OnProgress
     from substrate_sdk.client.substrate import SpanLike
     from substrate_sdk.records import Explanation, PolicyCheck, Report, Span, Verification
+    from substrate_sdk.types import (
+        Applied,
+        Capability,
+        Change,
+        Decision,
+        Result,
+        Snapshot,
+        WorldInfo,
+    )
 
 
 class Stdin:

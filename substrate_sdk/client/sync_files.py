@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import BinaryIO, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Generic, Self, TypeVar
 
-from substrate_sdk.client import trees
 from substrate_sdk.client.files import AsyncFiles, AsyncFileWatch
-from substrate_sdk.client.requests import PathLike
+from substrate_sdk.client.requests import DOWNLOAD_LIMIT_BYTES, PathLike
 from substrate_sdk.client.transport import drive
-from substrate_sdk.types import Download, FileEntry, FileEvent, FileState, Result
+
+if TYPE_CHECKING:
+    from substrate_sdk.types import (
+        Download,
+        FileEntry,
+        FileEvent,  # noqa: F401 # named in a string below
+        FileState,
+        Result,
+    )
 
 ItemT = TypeVar("ItemT")
 
@@ -35,7 +42,7 @@ async def _next(items: AsyncIterator[ItemT]) -> ItemT:
     return await anext(items)
 
 
-class FileWatch(Iteration[FileEvent]):
+class FileWatch(Iteration["FileEvent"]):
     """What happens in a directory of a world, from the call on. Iterate, and close it.
 
     A reader that is slow loses changes and is told how many; see ``lost`` of the events. It ends by
@@ -135,7 +142,7 @@ class Files:
         path: PathLike,
         target: PathLike,
         *,
-        limit_bytes: int = trees.DOWNLOAD_LIMIT_BYTES,
+        limit_bytes: int = DOWNLOAD_LIMIT_BYTES,
     ) -> Download:
         """Copy what is below a directory of the world into one here.
 

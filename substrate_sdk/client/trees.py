@@ -13,14 +13,13 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from substrate_sdk._tar import BadTar, TarEntry, TarReader, padding, tar_end, tar_header
 from substrate_sdk.client.requests import PathLike
 from substrate_sdk.errors import InvalidArgument, TooLarge, UnsafeTree
 from substrate_sdk.types import Download
 
-DOWNLOAD_LIMIT_BYTES: Final = 64 << 30
 _PIECE_BYTES = 256 << 10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
+from substrate_sdk._facts import Change
 from substrate_sdk._pb.substrate.world.v1alpha1 import commits_pb2, worlds_pb2
+from substrate_sdk._results import CommandFailed, Result
 from substrate_sdk.client import commits, methods, requests
 from substrate_sdk.client.connection import Connection
 from substrate_sdk.client.execs import AsyncExec, OutputCallback, run_to_end
@@ -16,10 +18,10 @@ from substrate_sdk.client.ports import AsyncPorts
 from substrate_sdk.client.requests import CommandLike, PathLike, WorldChanges
 from substrate_sdk.client.shells import AsyncShell, open_shell
 from substrate_sdk.errors import SubstrateError
-from substrate_sdk.types import Applied, Change, CommandFailed, Result, Snapshot, WorldInfo
 
 if TYPE_CHECKING:
     from substrate_sdk.client.substrate import SpanLike
+    from substrate_sdk.types import Applied, Snapshot, WorldInfo
 
 
 class AsyncDiff:
@@ -85,7 +87,8 @@ class AsyncWorld:
         self, connection: Connection, proto: worlds_pb2.World, *, agent_id: str, remove: bool
     ) -> None:
         self._connection = connection
-        self._info = WorldInfo.from_proto(proto)
+        self._proto = proto
+        self._info: WorldInfo | None = None  # the same, made when somebody looks
         self._agent_id = agent_id
         self._remove_at_exit = remove
         self.files = AsyncFiles(connection, proto.world_id)
@@ -94,16 +97,20 @@ class AsyncWorld:
     @property
     def world_id(self) -> str:
         """Its id."""
-        return self._info.world_id
+        return self._proto.world_id
 
     @property
     def session_id(self) -> str:
         """The session that its steps belong to."""
-        return self._info.session_id
+        return self._proto.session_id
 
     @property
     def info(self) -> WorldInfo:
         """What the host said of it last; :meth:`refresh` asks again."""
+        if self._info is None:
+            from substrate_sdk.types import WorldInfo
+
+            self._info = WorldInfo.from_proto(self._proto)
         return self._info
 
     async def refresh(self) -> WorldInfo:
@@ -111,8 +118,7 @@ class AsyncWorld:
         answer = await self._connection.unary(
             methods.GET_WORLD, worlds_pb2.GetWorldRequest(world_id=self.world_id)
         )
-        self._info = WorldInfo.from_proto(answer.world)
-        return self._info
+        return self._now(answer.world)
 
     async def __aenter__(self) -> Self:
         return self
@@ -381,10 +387,13 @@ class AsyncWorld:
             InvalidArgument: a value cannot be used, or the disk was to change.
             LimitUnavailable: the host cannot enforce a limit, or the world uses more than that.
         """
-        request = requests.update_world(self.world_id, self._info, changes)
+        request = requests.update_world(self.world_id, self.info, changes)
         answer = await self._connection.unary(methods.UPDATE_WORLD, request)
-        self._info = WorldInfo.from_proto(answer.world)
-        return self._info
+        return self._now(answer.world)
+
+    def _now(self, proto: worlds_pb2.World) -> WorldInfo:
+        self._proto, self._info = proto, None
+        return self.info
 
     async def remove(self) -> None:
         """End everything in it and take it down; its records stay. Idempotent."""

@@ -10,6 +10,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -289,3 +290,37 @@ def test_the_terminal_is_as_it_was_when_the_command_is_killed(tmp_path: Path) ->
         terminal.expect(b"up")
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end() == 128 + signal.SIGTERM
+
+
+def test_a_plain_command_imports_only_what_it_uses(tmp_path: Path) -> None:
+    """What is imported is most of what the command line costs: docs/BENCHMARKS.md."""
+    assert cli("up").returncode == 0  # starting a host takes more than using one
+    script = 'import sys; from substrate_sdk.cli import main; sys.argv[1:] = ["-c", "true"]; main()'
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", script],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+    assert "substrate_sdk.client.unix_transport" in imported  # it did talk to the host
+    heavy = (
+        "asyncio",
+        "google.protobuf.internal.python_message",
+        "google.protobuf.text_format",
+        "grpc",
+        "inspect",
+        "json",
+        "opentelemetry",
+        "shutil",
+        "subprocess",
+        "substrate_sdk._commits",
+        "substrate_sdk._files",
+        "substrate_sdk._tar",
+        "substrate_sdk._worlds",
+        "substrate_sdk.records",
+        "tempfile",
+        "urllib.parse",
+    )
+    assert not imported.intersection(heavy)
