@@ -1,7 +1,8 @@
 /*
  * substrate-init: pid 1 of a box. Starts execs, moves their input and output, knows how they ended.
  *
- * Single-threaded, one epoll loop, and nothing in it waits: not for the host, which may be gone for
+ * One epoll loop (nursery.c has a thread, and runs only while the loop waits for it), and nothing in
+ * it waits: not for the host, which may be gone for
  * a while, and not for a program, which may be hostile. What is known about an exec stays until the
  * host says FORGET.
  */
@@ -86,6 +87,7 @@ struct shell {
     char before[SUB_ID_MAX]; /* of the one before it */
     char line[8192];
     size_t used;
+    size_t dropped; /* of a line that is longer */
     bool spoiled;
 };
 
@@ -102,6 +104,7 @@ struct exec {
     int log_fd;
     int cgroup_fd;
     int memory_fd;         /* its own cgroup v1 directory, or -1 */
+    uint64_t oom_before;   /* what was counted in the shared one, where it was born there */
     uint64_t pids_refused; /* in the box, when it began */
     uint64_t output_limit, output_kept;
     uint64_t deadline_ns; /* monotonic; 0: none. Of a frozen exec it comes later. */
@@ -124,6 +127,7 @@ struct exec {
     bool supervisor_lost;
     bool main_exited, timed_out, killed, cgroup_gone;
     bool memory_gone; /* its directory in memory_fd has been removed */
+    bool born_shared; /* in the nursery's cgroup v1, alone when it began */
     bool forgotten;   /* only drains what background processes still write */
 };
 
@@ -171,6 +175,27 @@ _Noreturn void child_run(const struct start *start, const struct stdio *stdio, i
 _Noreturn void supervisor_run(const struct start *start, const struct stdio *stdio, int status_fd,
                               int report_fd);
 void set_last_pid(int64_t last_pid);
+
+/* What a process of an exec begins with. */
+struct birth {
+    struct exec *exec;
+    const struct start *start;
+    const struct stdio *stdio;
+    int status_end, report_end; /* the latter where it gets a supervisor */
+    pid_t pid;                  /* or -1 */
+    int error;
+};
+
+/* Makes the process; does not return in it. */
+void birth_clone(struct birth *birth);
+
+/* ---- nursery.c ------------------------------------------------------------------------------- */
+
+void nursery_start(void);
+/* Whether processes can be born in the execs' shared cgroup v1; waits until that is known. */
+bool nursery_ready(void);
+void nursery_clone(struct birth *birth);
+uint64_t nursery_oom_kills(void); /* ever, of whoever is in there */
 
 /* ---- users.c --------------------------------------------------------------------------------- */
 
@@ -222,7 +247,7 @@ uint64_t shell_tick(struct exec *command, uint64_t now); /* when to call it agai
 
 /* ---- tree.c ---------------------------------------------------------------------------------- */
 
-int tree_make(struct exec *exec);
+int tree_make(struct exec *exec, bool may_share);
 int tree_enter(const struct exec *exec); /* by the child, before it is anybody else */
 void tree_remove(struct exec *exec);
 int tree_signal(struct exec *exec, int signo);
@@ -238,6 +263,8 @@ size_t tree_kill_strays(void);
 /* ---- limits.c: what the kernel counted, and who may run ---------------------------------------- */
 
 uint64_t limits_oom_kills(const struct exec *exec);
+/* The number after a word in a file of "word number" lines; 0 without. */
+uint64_t read_count(int dir, const char *file, const char *word);
 uint64_t limits_pids_refused(void);
 /* Stops, or lets go on, all execs; how many are not yet as asked. */
 uint32_t limits_freeze(bool frozen);

@@ -4,8 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 
-/* The number after a word in a file of "word number" lines. */
-static uint64_t read_count(int dir, const char *file, const char *word) {
+uint64_t read_count(int dir, const char *file, const char *word) {
     char text[1024];
     SUB_AUTO_FD fd = dir < 0 ? -1 : openat(dir, file, O_RDONLY | O_CLOEXEC);
     ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
@@ -20,6 +19,8 @@ static uint64_t read_count(int dir, const char *file, const char *word) {
 }
 
 uint64_t limits_oom_kills(const struct exec *exec) {
+    if (exec->born_shared)
+        return nursery_oom_kills() - exec->oom_before;
     if (exec->memory_fd >= 0)
         return read_count(exec->memory_fd, "memory.oom_control", "oom_kill");
     return read_count(exec->cgroup_fd, "memory.events", "oom_kill");

@@ -144,6 +144,7 @@ int main(int count, char **arguments) {
     prepare_children();
     if (landlock_enter())
         return 1;
+    nursery_start();
     set_last_pid(1); /* pids 2.. were the launcher's helpers; the first exec gets 2, always */
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0 || signals < 0 || loop_watch(signals, WATCH_SIGNALS, 0, EPOLLIN) ||

@@ -76,13 +76,27 @@ static int open_shell(struct exec *exec, const struct sub_start *head, struct st
     return stdio->shell[3] < 0 || stdio->fds[1] < 0 || stdio->fds[2] < 0 ? -1 : 0;
 }
 
-static pid_t clone_child(struct exec *exec) {
-    struct clone_args arguments = {.exit_signal = SIGCHLD};
-    if (exec->cgroup_fd >= 0) {
-        arguments.flags = CLONE_INTO_CGROUP;
-        arguments.cgroup = (uint64_t)exec->cgroup_fd;
+static _Noreturn void begin_life(const struct birth *birth) {
+    if (tree_enter(birth->exec)) {
+        struct spawn_failure failure = {.error = errno, .stage = SUB_STAGE_SETUP};
+        (void)!write(birth->status_end, &failure, sizeof failure);
+        _exit(127);
     }
-    return (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+    if (birth->report_end >= 0)
+        supervisor_run(birth->start, birth->stdio, birth->status_end, birth->report_end);
+    child_run(birth->start, birth->stdio, birth->status_end);
+}
+
+void birth_clone(struct birth *birth) {
+    struct clone_args arguments = {.exit_signal = SIGCHLD};
+    if (birth->exec->cgroup_fd >= 0) {
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.cgroup = (uint64_t)birth->exec->cgroup_fd;
+    }
+    birth->pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+    birth->error = errno;
+    if (birth->pid == 0)
+        begin_life(birth);
 }
 
 static int clone_exec(struct exec *exec, const struct start *start, const struct stdio *stdio) {
@@ -97,24 +111,25 @@ static int clone_exec(struct exec *exec, const struct start *start, const struct
         set_last_pid(start->head.last_pid);
     exec->state.start_mono_ns = clock_ns(CLOCK_MONOTONIC);
     exec->state.start_boot_ns = clock_ns(CLOCK_BOOTTIME);
-    pid_t pid = clone_child(exec);
-    if (pid < 0)
+    struct birth birth = {.exec = exec,
+                          .start = start,
+                          .stdio = stdio,
+                          .status_end = status_end,
+                          .report_end = report_end};
+    if (exec->born_shared)
+        nursery_clone(&birth);
+    else
+        birth_clone(&birth);
+    if (birth.pid < 0) {
+        errno = birth.error;
         return -1;
-    if (pid == 0) {
-        if (tree_enter(exec)) {
-            struct spawn_failure failure = {.error = errno, .stage = SUB_STAGE_SETUP};
-            (void)!write(status_end, &failure, sizeof failure);
-            _exit(127);
-        }
-        if (supervised)
-            supervisor_run(start, stdio, status_end, report_end);
-        child_run(start, stdio, status_end);
     }
     if (supervised) {
-        exec->supervisor_pid = pid;
+        exec->supervisor_pid = birth.pid;
     } else {
-        exec->main_pid = exec->state.pid = pid;
-        exec->state.start_ticks = process_start_ticks(pid); /* it cannot be reaped before us */
+        exec->main_pid = exec->state.pid = birth.pid;
+        exec->state.start_ticks =
+            process_start_ticks(birth.pid); /* it cannot be reaped before us */
     }
     return 0;
 }
@@ -142,7 +157,7 @@ int spawn(struct exec *exec, const struct start *start) {
                  : start->head.flags & SUB_START_PTY ? open_terminal(exec, &start->head, &stdio)
                                                      : open_pipes(exec, start, &stdio);
     if (result == 0)
-        result = tree_make(exec);
+        result = tree_make(exec, !(start->head.flags & SUB_START_SHELL)); /* a shell stays long */
     if (result == 0)
         result = clone_exec(exec, start, &stdio);
     int error = errno;

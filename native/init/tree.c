@@ -21,13 +21,32 @@ static int make_in(int parent, const char *name, int *made) {
     return *made < 0 ? -1 : 0;
 }
 
-int tree_make(struct exec *exec) {
+/* Whether anything is left of an exec whose memory is counted in the nursery's cgroup. */
+static bool somebody_shares(void) {
+    for (uint32_t i = 0; i < execs_high; i++) {
+        struct exec *exec = execs_at(i);
+        if (exec && exec->born_shared &&
+            (exec->main_pid || exec->supervisor_pid || exec->cgroup_fd >= 0))
+            return true;
+    }
+    return false;
+}
+
+/*
+ * Of two in one memory cgroup nobody could tell whose processes the kernel ended: the second gets one
+ * of its own, and moves there, which takes its time (nursery.c).
+ */
+int tree_make(struct exec *exec, bool may_share) {
     char name[32];
     cgroup_name(exec, name, sizeof name);
-    return make_in(self.cgroup_fd, name, &exec->cgroup_fd) ||
-                   make_in(self.memory_fd, name, &exec->memory_fd)
-               ? -1
-               : 0;
+    if (make_in(self.cgroup_fd, name, &exec->cgroup_fd))
+        return -1;
+    if (may_share && self.memory_fd >= 0 && !somebody_shares() && nursery_ready()) {
+        exec->oom_before = nursery_oom_kills();
+        exec->born_shared = true;
+        return 0;
+    }
+    return make_in(self.memory_fd, name, &exec->memory_fd);
 }
 
 /* Version 2 has been entered by the clone itself. */

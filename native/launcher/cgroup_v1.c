@@ -88,8 +88,9 @@ static int limit_cpu(int dir, uint64_t cpu_us) {
 
 static int limit_pids(int dir, uint64_t pids) {
     char text[32] = "max";
-    if (pids) /* the init is in there too */
-        snprintf(text, sizeof text, "%llu", (unsigned long long)pids + 1);
+    if (pids) /* the init is in there too, and its second thread (nursery.c) */
+        snprintf(text, sizeof text, "%llu",
+                 (unsigned long long)pids + 1 + cgroup_v1_has(CONTROLLER_MEMORY));
     return cgroup_write(dir, "pids.max", text);
 }
 

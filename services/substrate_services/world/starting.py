@@ -22,8 +22,9 @@ def process_limits(limits: Limits) -> tuple[Rlimit, ...]:
     A world has ids of its own, so this counts its processes and threads, for each of its users: a
     second wall beside the cgroup's, and the only one where there is no such cgroup.
     """
-    # The init is one of them, and the cgroup is to refuse first: it counts what it refused.
-    most = (limits.pids or PIDS) + 2
+    # The init's threads are among them (one or two), and the cgroup is to refuse first: it counts
+    # what it refused.
+    most = (limits.pids or PIDS) + 3
     return (Rlimit(resource.RLIMIT_NPROC, most, most),)
 
 
