@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from substrate_sdk.client.sync import World
+from substrate_sdk.types import Limits
 from tests.integration.test_network_ports import helper_of
 from tests.integration.test_network_rules import connect, fetch, run
 from tests.internet import (
@@ -152,6 +153,79 @@ def test_a_killed_helper_leaves_the_world_closed_and_the_next_goes_on(
         expected = [f"200 {OTHER_V4} /"]
         eventually(lambda: fetch(world, "http://later.example/") == expected, "names again")
         world.remove()
+
+
+def test_what_a_host_had_not_written_down_when_it_died_does_not_hold(
+    online: User, git_checkout: Path
+) -> None:
+    with online.client() as sub:
+        world = sub.world(project=git_checkout, keep=True)
+        before = state_of(online, world.world_id)
+        world.update(network=["full"], limits=Limits(pids=4))
+        assert connect(world, f"{V4}:80") == ["reached"]
+    kill_and_wait(online.host_pid())
+    # As a host leaves it that dies between the kernel and the file.
+    state_file(online, world.world_id).write_text(before)
+    online.up()
+    with online.client() as sub:
+        world = sub.connect(world.world_id)
+        assert list(world.info.network) == []
+        assert connect(world, f"{V4}:80") == ["OSError"]
+        assert run(world, "cat", "/proc/net/dev").stdout.count("eth0") == 0
+        many = "for i in 1 2 3 4 5 6 7 8; do sleep 30 & done && echo begun; kill $(jobs -p)"
+        assert run(world, "bash", "-c", many).stdout == "begun\n"
+        world.remove()
+
+
+def state_file(user: User, world_id: str) -> Path:
+    """Where a host keeps what it knows of a world."""
+    (found,) = (user.home / ".substrate" / "worlds" / world_id).glob("world.json")
+    return found
+
+
+def state_of(user: User, world_id: str) -> str:
+    return state_file(user, world_id).read_text()
+
+
+def test_a_dead_way_out_is_opened_again_and_its_worlds_are_told(
+    online: User, internet: Internet, git_checkout: Path
+) -> None:
+    internet.name("site.example", V4)
+    with online.client() as sub, sub.world(project=git_checkout, network=["site.example"]) as world:
+        assert fetch(world, "http://site.example/") == [f"200 {V4} /"]
+        stream = world.exec([PYTHON, "-c", FLOW])
+        assert read_some(stream).startswith(b"begun")
+        killed = way_out(online)
+        kill_and_wait(killed)
+        eventually(lambda: of_uplink(online) not in (None, killed), "another way out")
+        eventually(lambda: fetch(world, "http://site.example/") == [f"200 {V4} /"], "the network")
+        stream.kill()
+        told = stream.wait()
+        assert "network-way-out" in {item.rule for item in told.blocked}
+    told_of = {line["event_type"] for line in online.lines()}
+    assert {"network_lost", "network_restored"} <= told_of
+
+
+FLOW = f"""
+import socket, time
+s = socket.create_connection(('{V4}', 80))
+print('begun', flush=True)
+time.sleep(60)
+"""
+
+
+def way_out(user: User) -> int:
+    pid = of_uplink(user)
+    assert pid is not None
+    return pid
+
+
+def of_uplink(user: User) -> int | None:
+    """The program that carries the packets of a user's worlds."""
+    try:
+        return int(Path(user.paths.run_dir, "net", "uplink.pid").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def helper_alive(user: User, but: int) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from substrate_sdk.errors import SubstrateError
+from substrate_sdk.types import Limits
 from tests.internet import FETCH, OTHER_V4, V4, make_internet
 from tests.users import PYTHON, new_user
 
@@ -44,6 +46,19 @@ def test_a_world_is_refused_with_the_fix_and_never_unfiltered(
         assert user.run("run", "--", "/bin/true", cwd=git_checkout).code == 0
         rows = user.run("doctor", "--json", cwd=git_checkout).json["capabilities"]
         assert [row["fix"] for row in rows if row["state"] == "missing" and package in row["fix"]]
+
+
+def test_an_update_that_is_refused_changes_nothing(tmp_path: Path, git_checkout: Path) -> None:
+    with new_user(variables=path_without(tmp_path / "bin", "nft")) as user:
+        user.up()
+        with user.client() as sub, sub.world(project=git_checkout) as world:
+            with pytest.raises(SubstrateError, match="nftables"):
+                world.update(limits=Limits(pids=4), network=["full"], labels={"a": "b"})
+            info = world.refresh()
+            assert (info.limits, list(info.network), info.labels) == (Limits(), [], {})
+            many = "for i in 1 2 3 4 5 6 7 8; do sleep 30 & done && echo begun; kill $(jobs -p)"
+            result = world.run(["/bin/bash", "-c", many])
+            assert (result.stdout, list(result.blocked)) == ("begun\n", [])
 
 
 @pytest.mark.skipif(shutil.which("slirp4netns") is None, reason="slirp4netns is not installed")

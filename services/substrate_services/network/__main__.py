@@ -11,10 +11,12 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
+from substrate_services.network.inits import Init
 from substrate_services.network.inside import InsideError
 from substrate_services.network.netlink import NetlinkError
 from substrate_services.network.rules import BadRule
@@ -93,7 +95,7 @@ class Helper:
                 rules = request["rules"]
                 await service.attach(
                     world_id,
-                    _number(request, "init_pid"),
+                    _init(request),
                     [str(rule) for rule in rules] if isinstance(rules, list) else [],
                     _number(request, "router_pid"),
                     rootless=bool(request["rootless"]),
@@ -107,7 +109,7 @@ class Helper:
             case "expose":
                 address = await service.expose(
                     world_id,
-                    _number(request, "init_pid"),
+                    _init(request),
                     _number(request, "port"),
                     _number(request, "wanted"),
                     _number(request, "router_pid"),
@@ -120,6 +122,10 @@ class Helper:
                 return {}
             case other:
                 return {"error": f"no such request: {other!r}"}
+
+
+def _init(request: dict[str, object]) -> Init:
+    return Init(_number(request, "init_pid"), _number(request, "init_started"))
 
 
 def _number(request: dict[str, object], name: str) -> int:
@@ -137,6 +143,8 @@ def main(arguments: list[str]) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each connection carried
     asyncio.run(Helper(directory, socket_path).run())
     return 0
 

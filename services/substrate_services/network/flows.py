@@ -72,6 +72,16 @@ class Account:
         if len(self.names) > NAMES_LIMIT:
             del self.names[next(iter(self.names))]
 
+    def tell_way_out(self, *, is_there: bool) -> None:
+        """Note that the router's way out ended, or that there is one again."""
+        self.put(
+            {
+                "kind": "way_out",
+                "verdict": "restored" if is_there else "lost",
+                "time_ns": time.time_ns(),
+            }
+        )
+
     def put(self, record: Record) -> None:
         """Add a record; the oldest goes where there are too many."""
         self.sequence += 1
@@ -144,6 +154,13 @@ class Flows:
         account = self._account_of(slot)
         if account is not None:
             self._refuse(account, ("lookup", name), {"kind": "lookup", "name": name, "type": what})
+
+    def crowded(self, slot: int, address: Address, port: int) -> None:
+        """Note a connection to a service of the host that was one too many."""
+        account = self._account_of(slot)
+        if account is not None:
+            record = _refusal(6, address, port) | {"name": HOST_NAME, "crowded": True}
+            self._refuse(account, ("crowd",), record)
 
     def records(self, account: Account, after: int) -> list[Record]:
         """What is to be told, but for what was told before ``after``."""
@@ -242,11 +259,7 @@ class Flows:
         account = self._account_of(slot) if slot is not None else None
         if account is None or source.is_link_local or source.is_unspecified:
             return  # nobody's, or the kernel's own word to its neighbours
-        record: Record = {
-            "kind": "refused",
-            "protocol": _PROTOCOLS.get(protocol, str(protocol)),
-            "address": str(destination),
-            "port": port,
+        record = _refusal(protocol, destination, port) | {
             "name": account.names.get(destination),
             "forged": forged,
             "crowded": crowded,
@@ -271,6 +284,15 @@ class Flows:
         else:
             count = known["count"]
             known["count"] = count + 1 if isinstance(count, int) else 1
+
+
+def _refusal(protocol: int, destination: Address, port: int) -> Record:
+    return {
+        "kind": "refused",
+        "protocol": _PROTOCOLS.get(protocol, str(protocol)),
+        "address": str(destination),
+        "port": port,
+    }
 
 
 def _sequence(record: Record) -> int:

@@ -6,6 +6,7 @@ that it makes, here or in a world, stay where they were made when it passes them
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -13,12 +14,13 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from substrate_services.network import ruleset
 from substrate_services.network.addresses import ROUTER_V4, SLOTS
+from substrate_services.network.inits import Init, open_netns
 from substrate_services.network.links import UPLINK, Links
 from substrate_services.network.netlink import (
     CREATE,
@@ -152,8 +154,7 @@ class _Inside:
 
     def _attach(self, request: dict[str, object]) -> int:
         rules = parse_rules(_texts(request, "rules"))
-        with open(f"/proc/{_number(request, 'pid')}/ns/net", "rb") as world:
-            netns = world.fileno()
+        with _netns(request) as netns:
             slot = self._in_world(netns, Links.linked_slot)
             is_new = slot is None
             if slot is None:
@@ -161,12 +162,20 @@ class _Inside:
             # The filter first: from its first packet on the world is under its rules.
             self._nft(ruleset.attach(slot, rules, forget_names=is_new or bool(request["changed"])))
             if is_new:
-                self._links.disconnect(slot)
-                self._links.connect(slot, netns)
-                with_v6 = self._links.has_default_route(6)
-                number = slot
-                self._in_world(netns, lambda links: links.configure_world(number, with_v6=with_v6))
+                try:
+                    self._link(slot, netns)
+                except BaseException:
+                    # All of it or nothing: a world that is refused its network has no link.
+                    self._links.disconnect(slot)
+                    self._nft(ruleset.detach(slot))
+                    raise
         return slot
+
+    def _link(self, slot: int, netns: int) -> None:
+        self._links.disconnect(slot)
+        self._links.connect(slot, netns)
+        with_v6 = self._links.has_default_route(6)
+        self._in_world(netns, lambda links: links.configure_world(slot, with_v6=with_v6))
 
     def _in_world(self, netns: int, work: Callable[[Links], _Result]) -> _Result:
         _enter(netns, _NEWNET)
@@ -180,8 +189,8 @@ class _Inside:
             _enter(self._router, _NEWNET)
 
     def _socket_in(self, request: dict[str, object]) -> int:
-        with open(f"/proc/{_number(request, 'pid')}/ns/net", "rb") as world:
-            _enter(world.fileno(), _NEWNET)
+        with _netns(request) as netns:
+            _enter(netns, _NEWNET)
             try:
                 family = socket.AF_INET6 if request["v6"] else socket.AF_INET
                 made = socket.socket(family, socket.SOCK_STREAM)
@@ -213,6 +222,16 @@ class _Inside:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise InsideError(f"nft refused the filter: {' '.join(said[:2])}")
+
+
+@contextlib.contextmanager
+def _netns(request: dict[str, object]) -> Iterator[int]:
+    """The network namespace of a request's world, and of no other process."""
+    netns = open_netns(Init(_number(request, "pid"), _number(request, "started")))
+    try:
+        yield netns
+    finally:
+        os.close(netns)
 
 
 def _free_slot(taken: set[int], first: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import random
@@ -19,17 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from substrate_services.network import ruleset
-from substrate_services.network.addresses import HOST_V4, HOST_V6, SLOTS
+from substrate_services.network.addresses import SLOTS, slot_of
+from substrate_services.network.exposed import ExposedPorts, HostServices
 from substrate_services.network.flows import Account, Flows
-from substrate_services.network.forwards import Forward, connect_first
+from substrate_services.network.forwards import Streams
 from substrate_services.network.hand import Hand
+from substrate_services.network.inits import Init, follow
 from substrate_services.network.inside import InsideError
 from substrate_services.network.links import Links
 from substrate_services.network.netlink import NetlinkError
 from substrate_services.network.opened import Opened
 from substrate_services.network.resolver import Found, Resolver, World
 from substrate_services.network.rules import Address, NetworkRules, parse_rules
-from substrate_services.network.uplink import Uplink, UplinkError
+from substrate_services.network.uplink import Uplink
+from substrate_services.network.way_out import WayOut
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +46,12 @@ class Member(World):
     """A world with a network."""
 
     world_id: str
-    init_pid: int
+    init: Init
     slot: int
     rules: NetworkRules
     asking: int = 0
     account: Account = field(default_factory=Account)
     opened: Opened = field(default_factory=Opened)
-    pidfd: int = -1
-
-
-@dataclass(slots=True)
-class Exposed:
-    """A port of a world that the host can reach."""
-
-    world_id: str
-    port: int
-    init_pid: int
-    forward: Forward
     pidfd: int = -1
 
 
@@ -76,7 +69,7 @@ class Service:
         self._hand: Hand | None = None
         self._router_pid = 0
         self._rootless = False
-        self._uplink: Uplink | None = None
+        self._way_out: WayOut | None = None
         self._resolver: Resolver | None = None
         self._flows: Flows | None = None
         self._members: dict[str, Member] = {}
@@ -84,8 +77,9 @@ class Service:
         self._left: dict[str, Account] = {}  # of worlds that have ended, until the host knows
         # What conntrack remembers of a world is not to be another's: numbers go around.
         self._next = random.SystemRandom().choice(SLOTS)
-        self._exposed: dict[tuple[str, int], Exposed] = {}
-        self._services: dict[int, list[Forward]] = {}
+        streams = Streams()
+        self._exposed = ExposedPorts(self._ask, streams, self._end_if_done)
+        self._services = HostServices(self._ask, streams, self._crowded)
         self._host: frozenset[Address] = frozenset()
         self._addresses: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,16 +93,17 @@ class Service:
     # -- what the host asks --------------------------------------------------------------------
 
     async def attach(
-        self, world_id: str, init_pid: int, texts: list[str], router_pid: int, *, rootless: bool
+        self, world_id: str, init: Init, texts: list[str], router_pid: int, *, rootless: bool
     ) -> None:
         """Give a world the network that its rules allow, or change it; idempotent."""
         rules = parse_rules(texts)
         async with self._turn:
             await self._enter_router(router_pid, rootless=rootless)
-            await self._ensure_uplink()
+            if rules.texts and self._way_out is not None:
+                await self._way_out.ensure()
             known = self._members.get(world_id)
             changed = known is not None and known.rules != rules
-            if known is not None and known.init_pid != init_pid:
+            if known is not None and known.init != init:
                 await self._forget(known)  # it was given a new box
                 known = None
             before = known.rules if known is not None else rules
@@ -117,7 +112,8 @@ class Service:
             try:
                 answer, _ = await self._ask(
                     "attach",
-                    pid=init_pid,
+                    pid=init.pid,
+                    started=init.started,
                     rules=list(rules.texts),
                     taken=sorted(self._slots),
                     first=self._next,
@@ -133,7 +129,7 @@ class Service:
                 known.opened.clear()
             if known is None:
                 self._next = slot + 1 if slot + 1 in SLOTS else SLOTS.start
-                known = Member(world_id, init_pid, slot, rules)
+                known = Member(world_id, init, slot, rules)
                 self._members[world_id] = known
                 self._slots[slot] = known
                 self._follow(known)
@@ -174,7 +170,7 @@ class Service:
     async def expose(
         self,
         world_id: str,
-        init_pid: int,
+        init: Init,
         port: int,
         wanted: int,
         router_pid: int,
@@ -182,44 +178,16 @@ class Service:
         rootless: bool,
     ) -> str:
         """Listen on the host's loopback for a port of a world; returns where. Idempotent."""
-        key = (world_id, port)
-        known = self._exposed.get(key)
-        if known is not None and known.init_pid != init_pid:
-            self._close_port(known)  # the world was given a new box
-            known = None
-        if known is None:
+        address = self._exposed.address_of(world_id, init, port)
+        if address is None:
             await self._enter_router(router_pid, rootless=rootless)
-            listener = _loopback_listener(wanted)
-            forward = Forward(listener, self._into(init_pid, port))
-            await forward.start()
-            known = self._exposed[key] = Exposed(world_id, port, init_pid, forward)
-            self._follow_port(known)
-        return known.forward.address
+            address = await self._exposed.expose(world_id, init, port, wanted)
+        return address
 
     def unexpose(self, world_id: str, port: int | None) -> None:
         """End that; of all ports where ``port`` is None."""
-        for exposed in list(self._exposed.values()):
-            if exposed.world_id == world_id and port in (None, exposed.port):
-                self._close_port(exposed)
+        self._exposed.close(world_id, port)
         self._end_if_done()
-
-    def _close_port(self, exposed: Exposed) -> None:
-        exposed.forward.close()
-        if exposed.pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(exposed.pidfd)
-            os.close(exposed.pidfd)
-            exposed.pidfd = -1
-        if self._exposed.get((exposed.world_id, exposed.port)) is exposed:
-            del self._exposed[exposed.world_id, exposed.port]
-
-    def _follow_port(self, exposed: Exposed) -> None:
-        def ended() -> None:
-            self._close_port(exposed)
-            self._end_if_done()
-
-        with contextlib.suppress(OSError):
-            exposed.pidfd = os.pidfd_open(exposed.init_pid)
-            asyncio.get_running_loop().add_reader(exposed.pidfd, ended)
 
     # -- the router ----------------------------------------------------------------------------
 
@@ -230,7 +198,12 @@ class Service:
             await self._leave_router()  # its launcher is gone, and all its worlds
         self._router_pid, self._rootless = router_pid, rootless
         self._hand = Hand(router_pid, rootless=rootless)
-        self._uplink = Uplink(self._directory, router_pid, rootless=rootless)
+        self._way_out = WayOut(
+            Uplink(self._directory, router_pid, rootless=rootless),
+            self._ask,
+            is_needed=lambda: bool(self._members),
+            changed=self._way_out_changed,
+        )
         try:
             _, descriptors = await self._ask("prepare")
         except InsideError:
@@ -268,10 +241,9 @@ class Service:
             self._unfollow(member)
         self._members.clear()
         self._slots.clear()
-        for forwards in self._services.values():
-            for forward in forwards:
-                forward.close()
-        self._services.clear()
+        self._services.close()
+        if self._way_out is not None:
+            self._way_out.close()
         self._resolver = self._flows = self._hand = self._addresses = None
 
     async def _ask(self, op: str, **arguments: object) -> tuple[dict[str, object], list[int]]:
@@ -279,18 +251,15 @@ class Service:
             raise InsideError("there is no router")
         return await self._hand.ask(op, **arguments)
 
-    async def _ensure_uplink(self) -> None:
-        """See that packets can leave; a host that is offline has nowhere to send them."""
-        assert self._uplink is not None
-        answer, _ = await self._ask("uplink")
-        if answer["there"] and self._uplink.is_running():
-            return
-        try:
-            await self._uplink.start()
-        except UplinkError as error:
-            if _is_online():
-                raise
-            log.warning("worlds are offline like the host: %s", error)
+    def _way_out_changed(self, is_there: bool) -> None:
+        for member in self._members.values():
+            member.account.tell_way_out(is_there=is_there)
+
+    def _crowded(self, address: Address, port: int, peer: str) -> None:
+        """A world has too many connections to a service of the host."""
+        slot = slot_of(ipaddress.ip_address(peer))
+        if slot is not None and self._flows is not None:
+            self._flows.crowded(slot, address, port)
 
     async def _forget(self, member: Member) -> None:
         self._unfollow(member)
@@ -337,7 +306,7 @@ class Service:
 
     def _follow(self, member: Member) -> None:
         try:
-            member.pidfd = os.pidfd_open(member.init_pid)
+            member.pidfd = follow(member.init)
         except OSError:
             return
         loop = asyncio.get_running_loop()
@@ -381,36 +350,9 @@ class Service:
 
     async def _serve_host_ports(self) -> None:
         """Listen in the router for the services of the host that some world may use."""
-        wanted = {port for member in self._members.values() for port in member.rules.host_ports}
-        for port in self._services.keys() - wanted:
-            for forward in self._services.pop(port):
-                forward.close()
-        for port in wanted - self._services.keys():
-            forwards = []
-            for address in (HOST_V4, HOST_V6):
-                try:
-                    _, (listener,) = await self._ask("listen", address=str(address), port=port)
-                except InsideError:
-                    if address.version == 4:
-                        raise
-                    continue  # no IPv6 here
-                forward = Forward(_as_socket(listener), _to_loopback(port))
-                await forward.start()
-                forwards.append(forward)
-            self._services[port] = forwards
-
-    def _into(self, init_pid: int, port: int) -> Callable[[], Awaitable[socket.socket]]:
-        async def connect() -> socket.socket:
-            sockets = []
-            for address, is_6 in (("127.0.0.1", False), ("::1", True)):
-                try:
-                    _, (made,) = await self._ask("connect", pid=init_pid, v6=is_6)
-                except InsideError as error:
-                    raise OSError(str(error)) from error
-                sockets.append((_as_socket(made), (address, port)))
-            return await connect_first(sockets)
-
-        return connect
+        await self._services.serve(
+            port for member in self._members.values() for port in member.rules.host_ports
+        )
 
     # -- ending --------------------------------------------------------------------------------
 
@@ -420,13 +362,12 @@ class Service:
 
     async def close(self) -> None:
         """End all of it."""
-        for exposed in list(self._exposed.values()):
-            self._close_port(exposed)
+        self._exposed.close()
         for task in self._tasks:
             task.cancel()
         await self._leave_router()
-        if self._uplink is not None:
-            self._uplink.stop()
+        if self._way_out is not None:
+            self._way_out.stop()
 
     def _in_background(self, work: Awaitable[None]) -> None:
         async def run() -> None:
@@ -442,40 +383,3 @@ class Service:
 
 def _as_socket(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
-
-
-def _loopback_listener(port: int) -> socket.socket:
-    """On a port of the caller's choosing where it is free, else on any."""
-    for number in dict.fromkeys((port, 0)):
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            made.bind(("127.0.0.1", number))
-        except OSError:
-            made.close()
-            if number == 0:
-                raise
-            continue
-        made.listen(128)
-        return made
-    raise OSError("no free port")
-
-
-def _to_loopback(port: int) -> Callable[[], Awaitable[socket.socket]]:
-    async def connect() -> socket.socket:
-        return await connect_first(
-            [
-                (socket.socket(socket.AF_INET, socket.SOCK_STREAM), ("127.0.0.1", port)),
-                (socket.socket(socket.AF_INET6, socket.SOCK_STREAM), ("::1", port)),
-            ]
-        )
-
-    return connect
-
-
-def _is_online() -> bool:
-    links = Links()
-    try:
-        return links.has_default_route(4) or links.has_default_route(6)
-    finally:
-        links.close()

@@ -130,18 +130,19 @@ class Uplink:
 
     def is_running(self) -> bool:
         """Whether the process of the pid file is there and is one of ours."""
-        return self._pid() is not None
+        return self.pid() is not None
 
     def stop(self) -> None:
         """End it; it need not be there."""
-        pid = self._pid()
+        pid = self.pid()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for file in (self._pid_file, self._netns_file):
             file.unlink(missing_ok=True)
 
-    def _pid(self) -> int | None:
+    def pid(self) -> int | None:
+        """The process; None where there is none."""
         try:
             pid = int(self._pid_file.read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()

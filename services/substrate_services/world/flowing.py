@@ -78,7 +78,7 @@ class StepNetwork:
         held.flows = others
         if alone:
             self._tell_rest(world, held)
-        told = mine[:INLINE_FLOWS]
+        told = [flow for flow in mine if flow.text("kind") != "way_out"][:INLINE_FLOWS]
         return StepFlows(
             events=tuple(_event(flow, start) for flow in told),
             blocked=blocked_flows(mine, world.spec.network),
@@ -103,6 +103,9 @@ class StepNetwork:
         # The same is told again until it is known to have arrived.
         fresh = [flow for flow in found if flow.number("seq") > held.after]
         held.flows += fresh
+        for flow in fresh:
+            if flow.text("kind") == "way_out":
+                self._log(world, f"network_{flow.text('verdict')}", {})
         held.after = max((flow.number("seq") for flow in fresh), default=held.after)
         if lost:
             self._log(world, "network_flows_lost", {"count": lost})
@@ -110,7 +113,8 @@ class StepNetwork:
 
     def _tell_rest(self, world: World, held: _Held) -> None:
         for flow in held.flows[:INLINE_FLOWS]:
-            self._log(world, "network_flow", {"flow": _facts(flow)})
+            if flow.text("kind") != "way_out":
+                self._log(world, "network_flow", {"flow": _facts(flow)})
         if len(held.flows) > INLINE_FLOWS:
             self._log(world, "network_flows_lost", {"count": len(held.flows) - INLINE_FLOWS})
         held.flows = []
@@ -179,6 +183,8 @@ def _event(flow: Flow, start: SpanStart) -> JsonObject:
 def _counts(flows: Iterable[Flow]) -> tuple[tuple[str, int], ...]:
     counts = {"flow_allowed": 0, "flow_blocked": 0}
     for flow in flows:
+        if flow.text("kind") == "way_out":
+            continue
         if flow.text("verdict") == "blocked":
             counts["flow_blocked"] += max(1, flow.number("count"))
         else:
@@ -193,7 +199,7 @@ def blocked_flows(flows: Iterable[Flow], network: tuple[str, ...]) -> tuple[Bloc
     """What the filter and the resolver kept from a world, each once."""
     found: dict[str, Blocked] = {}
     for flow in flows:
-        if flow.text("verdict") != "blocked":
+        if flow.text("verdict") not in ("blocked", "lost"):
             continue
         one = _blocked(flow, "full" if "full" in network else "allow")
         found.setdefault(one.what, one)
@@ -205,6 +211,13 @@ def blocked_flows(flows: Iterable[Flow], network: tuple[str, ...]) -> tuple[Bloc
 def _blocked(flow: Flow, mode: str) -> Blocked:
     name, address, port = flow.text("name"), flow.text("address"), flow.number("port")
     rule = f"network-{mode}"
+    if flow.text("kind") == "way_out":
+        return Blocked(
+            "connections that were open",
+            "network",
+            "network-way-out",
+            "what carries the packets of worlds ended, and is started again: try once more",
+        )
     if flow.text("kind") == "lookup":
         what = f"resolve {name}"
         if flow.text("type") == "private":

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import select
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from substrate_services.errors import InvalidField, ServiceError
+from substrate_services.network.inits import Init, has_link, start_of
 from substrate_services.network.rules import BadRule, NetworkRules, parse_rules
 from substrate_services.network.uplink import FIX as UPLINK_FIX
 from substrate_services.network.uplink import find_program
-from substrate_services.world.backends.base import BackendCapabilities
+from substrate_services.world.backends.base import BackendCapabilities, Box
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    init_pid: int
+    init: Init
     rules: tuple[str, ...]
 
 
@@ -81,7 +83,7 @@ class Networks:
         self._capabilities = capabilities
         self._wanted: dict[str, _Wanted] = {}
         self._had: set[str] = set()  # worlds with something to tell, though it was taken away
-        self._exposed: dict[tuple[str, int], tuple[int, int]] = {}  # init pid, port of the host
+        self._exposed: dict[tuple[str, int], tuple[Init, int]] = {}  # port of the host
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._answers: dict[int, asyncio.Future[dict[str, object]]] = {}
@@ -92,21 +94,33 @@ class Networks:
 
     # -- worlds --------------------------------------------------------------------------------
 
-    async def attach(self, world_id: str, init_pid: int, rules: tuple[str, ...]) -> None:
+    async def attach(
+        self, world_id: str, box: Box, rules: tuple[str, ...], *, adopted: bool = False
+    ) -> None:
         """Give a world the network of its rules, or change it, or take it away.
 
+        Args:
+            world_id: the world.
+            box: its box.
+            rules: what it may reach.
+            adopted: an earlier host had it, and may have ended before it had noted down what the
+                world has.
+
         Raises:
-            ServiceError: NO_NETWORK; the world is left without.
+            ServiceError: NO_NETWORK, and it is as it was; WORLD_LOST.
         """
         if not parse_rules(rules).texts:
-            await self.detach(world_id)
+            if adopted and has_link(init := _init_of(box)):
+                self._wanted[world_id] = _Wanted(init, ())
+            await self._detach(world_id)
             return
         _require_programs()
-        await self._ask(_attach(world_id, _Wanted(init_pid, rules), self._capabilities()))
-        self._wanted[world_id] = _Wanted(init_pid, rules)
+        wanted = _Wanted(_init_of(box), rules)
+        await self._ask(_attach(world_id, wanted, self._capabilities()))
+        self._wanted[world_id] = wanted
         self._had.add(world_id)
 
-    async def detach(self, world_id: str) -> None:
+    async def _detach(self, world_id: str) -> None:
         """Take a world's network away; it need not have one."""
         wanted = self._wanted.get(world_id)
         if wanted is not None:
@@ -154,23 +168,27 @@ class Networks:
 
     # -- ports ---------------------------------------------------------------------------------
 
-    async def expose(self, world_id: str, init_pid: int, port: int, wanted: int = 0) -> str:
+    async def expose(self, world_id: str, box: Box, port: int, wanted: int = 0) -> str:
         """Make a port of a world reachable on the host's loopback; returns where. Idempotent.
 
         Args:
             world_id: the world.
-            init_pid: its init.
+            box: its box.
             port: in the world.
             wanted: on the host, where it is free; 0 for any.
         """
+        init = _init_of(box)
         known = self._exposed.get((world_id, port))
-        if known is not None and known[0] == init_pid:
+        if known is not None and known[0] == init:
             wanted = known[1]
+        return await self._expose(world_id, init, port, wanted)
+
+    async def _expose(self, world_id: str, init: Init, port: int, wanted: int) -> str:
         answer = await self._ask(
-            _expose(world_id, init_pid, port, wanted=wanted, found=self._capabilities())
+            _expose(world_id, init, port, wanted=wanted, found=self._capabilities())
         )
         address = str(answer["address"])
-        self._exposed[(world_id, port)] = init_pid, int(address.rpartition(":")[2])
+        self._exposed[(world_id, port)] = init, int(address.rpartition(":")[2])
         return address
 
     async def unexpose(self, world_id: str, port: int) -> None:
@@ -276,9 +294,9 @@ class Networks:
                 await self._ask(_attach(world_id, wanted, found))
             except ServiceError as error:
                 log.warning("world %s stays without a network: %s", world_id, error)
-        for (world_id, port), (init_pid, number) in list(self._exposed.items()):
+        for (world_id, port), (init, number) in list(self._exposed.items()):
             try:
-                await self.expose(world_id, init_pid, port, number)
+                await self._expose(world_id, init, port, number)
             except ServiceError as error:
                 log.warning("port %s of world %s: %s", port, world_id, error)
 
@@ -286,11 +304,27 @@ class Networks:
         return f"see {self._log_file}"
 
 
+def _init_of(box: Box) -> Init:
+    """The init of a box, told apart from whoever has its number later.
+
+    Raises:
+        ServiceError: WORLD_LOST; it has ended.
+    """
+    ended = select.poll()
+    ended.register(box.pidfd, select.POLLIN)
+    with contextlib.suppress(OSError):
+        init = Init(box.init_pid, start_of(box.init_pid))
+        if not ended.poll(0):  # so it was this one's start
+            return init
+    raise ServiceError("WORLD_LOST", f"world {box.world_id} has ended; make another")
+
+
 def _attach(world_id: str, wanted: _Wanted, found: BackendCapabilities) -> dict[str, object]:
     return {
         "op": "attach",
         "world_id": world_id,
-        "init_pid": wanted.init_pid,
+        "init_pid": wanted.init.pid,
+        "init_started": wanted.init.started,
         "rules": list(wanted.rules),
         "router_pid": found.router_pid,
         "rootless": found.rootless,
@@ -298,12 +332,13 @@ def _attach(world_id: str, wanted: _Wanted, found: BackendCapabilities) -> dict[
 
 
 def _expose(
-    world_id: str, init_pid: int, port: int, *, wanted: int, found: BackendCapabilities
+    world_id: str, init: Init, port: int, *, wanted: int, found: BackendCapabilities
 ) -> dict[str, object]:
     return {
         "op": "expose",
         "world_id": world_id,
-        "init_pid": init_pid,
+        "init_pid": init.pid,
+        "init_started": init.started,
         "port": port,
         "wanted": wanted,
         "router_pid": found.router_pid,

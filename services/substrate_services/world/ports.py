@@ -49,7 +49,7 @@ class Ports:
             if port not in known and len(known) >= _PORTS_LIMIT:
                 raise InvalidField("port", port, f"expected at most {_PORTS_LIMIT} of a world")
             address = await self._networks.expose(
-                world.spec.world_id, world.box.init_pid, port, _port_of(known.get(port, ""))
+                world.spec.world_id, world.box, port, _port_of(known.get(port, ""))
             )
             if known.get(port) != address:
                 await asyncio.to_thread(_save, world.directory, known | {port: address})

@@ -60,18 +60,42 @@ class Updates:
                         "fork this one",
                     )
             new.require(self._backend.capabilities())
-            if now.for_box != new.for_box:
-                try:
-                    await self._backend.limit(world.spec.world_id, new.for_box)
-                except BackendError as error:
-                    raise ServiceError("LIMIT_UNAVAILABLE", str(error)) from error
-            if world.spec.network != wanted.network and world.box is not None:
-                pid = world.box.init_pid
-                await self._networks.attach(world.spec.world_id, pid, wanted.network)
-            world.state = replace(world.state, spec=wanted)
+            before = world.state
+            try:
+                await self._enforce(world, before.spec, wanted)
+                world.state = replace(before, spec=wanted)
+                await asyncio.to_thread(world.save)
+            except BaseException:
+                # All of it or nothing: what is refused leaves no part of itself behind.
+                world.state = before
+                await self._set_back_limits(before.spec)
+                if before.spec.network != wanted.network:
+                    await self._set_back_network(world, before.spec)
+                raise
             world.touch()
-            await asyncio.to_thread(world.save)
             self._log(world, "world_updated", _told(wanted, names))
+
+    async def _enforce(self, world: World, now: WorldSpec, new: WorldSpec) -> None:
+        if now.limits.for_box != new.limits.for_box:
+            try:
+                await self._backend.limit(world.spec.world_id, new.limits.for_box)
+            except BackendError as error:
+                raise ServiceError("LIMIT_UNAVAILABLE", str(error)) from error
+        if now.network != new.network and world.box is not None:
+            await self._networks.attach(world.spec.world_id, world.box, new.network)
+
+    async def _set_back_limits(self, spec: WorldSpec) -> None:
+        try:
+            await self._backend.limit(spec.world_id, spec.limits.for_box)
+        except BackendError as error:
+            log.warning("the limits of world %s are not what they were: %s", spec.world_id, error)
+
+    async def _set_back_network(self, world: World, spec: WorldSpec) -> None:
+        try:
+            if world.box is not None:
+                await self._networks.attach(spec.world_id, world.box, spec.network)
+        except ServiceError as error:
+            log.warning("the network of world %s is not what it was: %s", spec.world_id, error)
 
     async def pause(self, world: World) -> None:
         """Stop everything in a world. Idempotent.
@@ -114,6 +138,9 @@ class Updates:
         """Make the worlds of an earlier host process what their files say that they are."""
         for world in worlds:
             if not world.lost:
+                # That process may have ended between a change and its file; of the network too,
+                # which a world has again as soon as it is found.
+                await self._set_back_limits(world.spec)
                 try:
                     # Also to thaw: that process may have ended before it had noted it down.
                     await world.init.freeze(frozen=world.state.paused)

@@ -28,8 +28,10 @@ from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
 from substrate_services.world.layout import Layout
 from substrate_services.world.layout_file import load_layout
+from substrate_services.world.limits import Limits
 from substrate_services.world.networks import Networks
-from substrate_services.world.preparing import Preparer, WorldRequest
+from substrate_services.world.pool import Pool, Pooled
+from substrate_services.world.preparing import Prepared, Preparer, WorldRequest
 from substrate_services.world.removal import empty, move_to, remove_tree
 from substrate_services.world.restore import (
     Missing,
@@ -138,6 +140,7 @@ class Worlds:
         reader: reads the same journal.
         preload_dir: directory with the telemetry library, shown in every world.
         networks: gives worlds their networks.
+        warm_pool: how many worlds to keep ready before they are asked for.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class Worlds:
         reader: JournalReader,
         preload_dir: Path,
         networks: Networks,
+        warm_pool: int = 0,
     ) -> None:
         # By its real name: a mask on a link that a cover hides would hide nothing.
         self._home = Path(os.path.realpath(home))
@@ -165,6 +169,16 @@ class Worlds:
             store=store,
             reader=reader,
             preload_dir=preload_dir,
+        )
+        self.pool = Pool(
+            size=warm_pool,
+            directory=self._directory,
+            backend=backend,
+            preparer=self.preparer,
+            box_spec=lambda world_id, ground, laid: self._box_spec(
+                world_id, laid.layout, ground.hostname, ground.telemetry, ground.limits
+            ),
+            discard=self._discard,
         )
         self._worlds: dict[str, World] = {}
         self._requests: dict[str, asyncio.Task[World]] = {}
@@ -214,19 +228,27 @@ class Worlds:
         return await asyncio.shield(task)
 
     async def _create(self, request: WorldRequest) -> World:
-        world_id = new_id("wld")
+        pooled = await self._claim(request)
+        world_id = pooled.world_id if pooled is not None else new_id("wld")
         directory = world_directory(self._directory, world_id)
-        box: Box | None = None
+        box = pooled.box if pooled is not None else None
         try:
-            prepared = await asyncio.to_thread(self.preparer.prepare, request, world_id, directory)
-            box_made = asyncio.create_task(
-                self._backend.create(self._box_spec(prepared.spec, prepared.layout))
-            )
-            try:
-                # Fingerprints are taken while the kernel builds the box: neither needs the other.
-                await asyncio.to_thread(prepared.tree.begin, prepared.fingerprints)
-            finally:
-                box = await box_made
+            if pooled is not None:
+                prepared = await asyncio.to_thread(self._begin_pooled, request, pooled)
+                box = pooled.box
+            else:
+                prepared = await asyncio.to_thread(
+                    self.preparer.prepare, request, world_id, directory
+                )
+                box_made = asyncio.create_task(
+                    self._backend.create(self._box_spec_of(prepared.spec, prepared.layout))
+                )
+                try:
+                    # Fingerprints are taken while the kernel builds the box: neither needs the
+                    # other.
+                    await asyncio.to_thread(prepared.tree.begin, prepared.fingerprints)
+                finally:
+                    box = await box_made
             state = WorldState(
                 spec=prepared.spec,
                 first_snapshot=prepared.tree.first_snapshot,
@@ -235,7 +257,7 @@ class Worlds:
             )
             world = World(state, directory, prepared.layout, prepared.tree, None, None)
             await self._attach(world, box)
-            await self.networks.attach(world_id, box.init_pid, prepared.spec.network)
+            await self.networks.attach(world_id, box, prepared.spec.network)
             world.missing = prepared.missing
             await asyncio.to_thread(world.save)
         except BackendError as error:
@@ -248,16 +270,38 @@ class Worlds:
         self._log("world_created", world, _created_detail(world))
         if request.before_span_id is None and request.snapshot_id is None:
             self._in_background(asyncio.to_thread(world.tree.pin_project))
+        self.pool.refill()
         return world
 
-    def _box_spec(self, spec: WorldSpec, layout: Layout) -> BoxSpec:
+    async def _claim(self, request: WorldRequest) -> Pooled | None:
+        if self.pool.size == 0:
+            return None
+        ground = await asyncio.to_thread(self.preparer.ground, request)
+        return self.pool.claim(ground) if ground is not None else None
+
+    def _begin_pooled(self, request: WorldRequest, pooled: Pooled) -> Prepared:
+        prepared = self.preparer.on_ground(request, pooled.world_id, pooled.ground, pooled.laid)
+        prepared.tree.begin()  # the project is as it is now, not as it was when it waited
+        return prepared
+
+    def _box_spec_of(self, spec: WorldSpec, layout: Layout) -> BoxSpec:
+        return self._box_spec(spec.world_id, layout, spec.hostname, spec.telemetry, spec.limits)
+
+    def _box_spec(
+        self,
+        world_id: str,
+        layout: Layout,
+        hostname: str,
+        telemetry: tuple[str, ...],
+        limits: Limits,
+    ) -> BoxSpec:
         mapping = self._backend.capabilities().id_mapping
         return BoxSpec(
-            world_id=spec.world_id,
-            mounts=(*layout.mounts, *_class_switches(spec.telemetry)),
-            hostname=spec.hostname,
+            world_id=world_id,
+            mounts=(*layout.mounts, *_class_switches(telemetry)),
+            hostname=hostname,
             id_mapping="range" if mapping == "range" else "caller",
-            limits=spec.limits.for_box,
+            limits=limits.for_box,
         )
 
     async def _attach(self, world: World, box: Box) -> None:
@@ -314,9 +358,9 @@ class Worlds:
     async def _put_in_box(self, world: World) -> None:
         box: Box | None = None
         try:
-            box = await self._backend.create(self._box_spec(world.spec, world.layout))
+            box = await self._backend.create(self._box_spec_of(world.spec, world.layout))
             await self._attach(world, box)
-            await self.networks.attach(world.spec.world_id, box.init_pid, world.spec.network)
+            await self.networks.attach(world.spec.world_id, box, world.spec.network)
         except (BackendError, InitGone) as error:
             world.lost = True
             if box is not None:
@@ -393,7 +437,7 @@ class Worlds:
 
     async def _reattach(self, world: World, box: Box) -> None:
         try:
-            await self.networks.attach(world.spec.world_id, box.init_pid, world.spec.network)
+            await self.networks.attach(world.spec.world_id, box, world.spec.network, adopted=True)
         except ServiceError as error:  # behind its filter, or without a link
             log.warning("world %s stays without a network: %s", world.spec.world_id, error)
 
@@ -499,7 +543,8 @@ class Worlds:
         )
 
     async def close(self) -> None:
-        """Let go of the worlds; they live on."""
+        """Let go of the worlds; they live on. What nobody has asked for does not."""
+        await self.pool.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
