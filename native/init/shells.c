@@ -15,6 +15,7 @@
 #define INTERRUPT_PATIENCE (100 * MS) /* for an ended command to go by itself */
 #define SHELL_PATIENCE (2000 * MS)    /* for the shell to come back from it */
 #define RETRY (20 * MS)
+#define REPORT_MAX (16u << 20) /* of a directory's name, which has no limit in a shell */
 
 int shell_prepare(struct exec *exec) {
     exec->shell = calloc(1, sizeof *exec->shell);
@@ -283,10 +284,25 @@ static void take_report(struct exec *shell, const char *line) {
     struct exec *command = about->current;
     if (!command)
         return;
-    snprintf(command->directory, sizeof command->directory, "%s", end + 1);
+    /* A name that no system call takes is not passed on. */
+    if (!about->dropped && strlen(end + 1) < sizeof command->directory)
+        strcpy(command->directory, end + 1);
     command->state.reason = SUB_REASON_EXITED;
     command->state.exit_code = (int32_t)status;
     finish(command);
+}
+
+/* A line that is too long for us is kept where it begins, which is all that counts. */
+static void shorten(struct exec *shell) {
+    struct shell *about = shell->shell;
+    size_t kept = sizeof about->line / 2;
+    about->dropped += about->used - kept;
+    about->used = kept;
+    bool known = begins_with(about->line, about->word) || begins_with(about->line, about->before);
+    if (!known || about->dropped > REPORT_MAX) {
+        spoil(shell);
+        about->used = 0;
+    }
 }
 
 void shell_read_report(struct exec *shell) {
@@ -304,13 +320,12 @@ void shell_read_report(struct exec *shell) {
         for (char *end; (end = memchr(about->line, 0, about->used));) {
             size_t taken = (size_t)(end - about->line) + 1;
             take_report(shell, about->line);
+            about->dropped = 0;
             about->used -= taken;
             memmove(about->line, about->line + taken, about->used);
         }
-        if (about->used == sizeof about->line) {
-            spoil(shell);
-            about->used = 0;
-        }
+        if (about->used == sizeof about->line)
+            shorten(shell);
     }
 }
 

@@ -126,6 +126,41 @@ def test_a_shell_survives(
     assert said(shell, "set +u; echo alive") == (0, "alive\n", "")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "command() { :; }",
+        "set -e; command() { return 3; }; builtin() { return 3; }",
+        "builtin() { :; }; command() { :; }; printf() { :; }",
+        'for n in trap unset return exit kill test; do eval "$n() { printf x; }"; done',
+        "alias command=true printf=true builtin=true unset=false case=true if=true eval=false",
+        "set -o posix",
+        "set -Eeu; set -anm; IFS=0123456789:_",
+        "f() { echo; }; trap f DEBUG ERR RETURN EXIT USR1",
+        "readonly _substrate_status=1 PS1 PS2 HISTFILE PWD IFS",
+        "PROMPT_COMMAND='false; IFS=' PS1='$(false)' PS4='$(false)'",
+        "declare -i PWD; unset PWD",
+        "enable -n printf command builtin",
+    ],
+)
+def test_nothing_that_a_command_redefines_hides_the_end_of_the_next(
+    world: World, command: str
+) -> None:
+    with world.shell() as shell:
+        assert shell.run(command, timeout_s=10).exit_code == 0
+        assert shell.run("true", timeout_s=10).exit_code == 0
+        assert shell.run("set +e; sh -c 'exit 7'", timeout_s=10).exit_code == 7
+
+
+def test_a_directory_of_any_length_is_no_end_of_a_shell(shell: Shell) -> None:
+    name = "n=$(printf 'x%.0s' {1..250})"
+    code, stdout, stderr = said(shell, f"{name}; for i in {{1..45}}; do mkdir $n; cd $n; done")
+    assert (code, stdout, stderr) == (0, "", "")
+    assert int(shell.run("echo ${#PWD}").stdout) > 11_000
+    assert said(shell, "cd /usr; (exit 4)") == (4, "", "")
+    assert shell.run("pwd").stdout == "/usr\n"
+
+
 def test_input_is_given_byte_for_byte_and_to_one_command(shell: Shell) -> None:
     data = bytes(range(256)) * 5000
     assert shell.run("cat", stdin=data).stdout_bytes == data

@@ -81,9 +81,25 @@ def command_text(
 
 
 def trailer_text(shell: Dialect, word: str) -> bytes:
-    """The line that reports the end of a command; a shell that cannot report does not go on."""
-    report = f'\\command printf \'%s %s %s\\0\' {word} "$?" "${{PWD-}}"'
-    return f"{report} >&{shell.first_fd} || kill -9 $$\n".encode()
+    """The line that reports the end of a command; a shell that cannot report does not go on.
+
+    A command may have made functions or aliases of anything, keywords too, and variables read-only.
+    So one way to the builtin is tried after the other, the program is the last, and the names hold
+    ``word``, which no command knows before it runs. Only the first report counts.
+    """
+    status, told = f"_{word}", f"_{word}_"
+    report = f'\'%s %s %s\\0\' {word} "${status}" "${{PWD-}}" >&{shell.first_fd}'
+    if shell is not BASH:
+        way = f"\\command printf {report}"
+        return f"{status}=$?; {way} || kill -9 $$; \\unset {status}\n".encode()
+    # What sets a variable is the builtin and no function: nothing else is done then. An assignment
+    # behind || is no failure under `set -e`.
+    tries = [
+        f"{way} printf {report} && {way} printf -v {told} : || {status}=${status}"
+        for way in ("\\command", f'"${{{told}-builtin}}"')
+    ]
+    last = f'"${{{told}-/usr/bin/printf}}" {report} || \\kill -9 $$'
+    return "; ".join((f"{status}=$?", *tries, last, f"\\unset -v {status} {told}\n")).encode()
 
 
 def _quoted(text: bytes) -> bytes:
