@@ -18,6 +18,7 @@ from pathlib import Path
 from substrate_sdk.config import home_from_env
 from substrate_services.errors import ServiceError
 from substrate_services.host.assemble import Host, HostConfig
+from substrate_services.host.settings import Settings, read_settings
 from substrate_services.journal.errors import JournalError
 
 DEFAULT_IDLE_S = 300.0
@@ -33,22 +34,26 @@ def main() -> int:
     # A host outlives what started it, and must not carry its working directory or its secrets'
     # file modes along.
     os.umask(0o077)
-    config = HostConfig(
-        home=options.home,
-        trace_path=Path(os.environ.get("SHIM_TRACE_LOG") or options.home / "trace.jsonl"),
-        idle_s=options.idle_s if options.idle_s > 0 else None,
-        development=options.development,
-        version=_version(),
-    )
     report = _Report(options.ready_fd)
     try:
-        asyncio.run(_run(config, report))
+        asyncio.run(_run(_config(options, read_settings(options.home)), report))
     except (JournalError, ServiceError, OSError, ValueError) as error:
         text = " ".join(str(error).split())
         report.say(f"error: {text}")
         sys.stderr.write(f"substrate host: {text}\n")
         return 1
     return 0
+
+
+def _config(options: argparse.Namespace, settings: Settings) -> HostConfig:
+    return HostConfig(
+        home=options.home,
+        trace_path=Path(os.environ.get("SHIM_TRACE_LOG") or options.home / "trace.jsonl"),
+        idle_s=options.idle_s if options.idle_s > 0 else None,
+        development=options.development,
+        version=_version(),
+        warm_pool=settings.warm_pool,
+    )
 
 
 async def _run(config: HostConfig, report: _Report) -> None:

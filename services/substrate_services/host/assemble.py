@@ -69,6 +69,7 @@ class HostConfig:
             None for never.
         development: serve reflection too.
         version: of Substrate.
+        warm_pool: how many worlds to keep ready before anybody asks for them.
     """
 
     home: Path
@@ -76,6 +77,7 @@ class HostConfig:
     idle_s: float | None
     development: bool
     version: str
+    warm_pool: int = 0
 
 
 class Host:
@@ -132,6 +134,7 @@ class Host:
                 reader=reader,
                 preload_dir=native_directory(),
                 networks=networks,
+                warm_pool=config.warm_pool,
             )
             stack.push_async_callback(worlds.close)
             channel = grpc.aio.insecure_channel(

@@ -27,6 +27,7 @@ from substrate_services.world.backends.base import (
     Tmpfs,
 )
 from substrate_services.world.base_mounts import BaseMount, is_below, mount_points
+from substrate_services.world.basis import Basis, directories_above, entry_at
 from substrate_services.world.injection import (
     PLATFORM_DIR,
     PRELOAD_DIR,
@@ -103,6 +104,11 @@ def make_layout(request: LayoutRequest) -> Layout:
     builder.base_overlays()
     builder.covers()
     return builder.finish()
+
+
+def layout_basis(request: LayoutRequest) -> Basis:
+    """Look at what :func:`make_layout` would go by, and make nothing."""
+    return _Builder(request).basis()
 
 
 class _Builder:
@@ -316,19 +322,7 @@ class _Builder:
             _copy_attributes(os.path.realpath(self._home), skeleton)
 
     def finish(self) -> Layout:
-        masks = system_masks(self._request.substrate_home, self._emptied, self._home)
-        homes = tuple(
-            Mask(cover, True, "other-homes", "homes are never shown under a second name")
-            for cover in self._covers
-            if cover != TMP and os.path.isdir(cover)
-        )
-        project = self._request.project
-        roots = project.roots if project is not None else ()
-        masks += tuple(
-            alias
-            for alias in _aliases((*masks, *homes), self._request.base)
-            if not any(is_below(root, (alias.path,)) for root in roots)
-        )
+        masks = self._masks()
         for mask in masks:
             if is_below(mask.path, self._covers) and not is_below(mask.path, self._shown):
                 continue  # hidden by a cover already; listed so that it can be explained
@@ -341,6 +335,53 @@ class _Builder:
             covers=self._covers,
             shown=self._shown,
             project=self._request.project,
+        )
+
+    def basis(self) -> Basis:
+        request = self._request
+        bases = [mount.mount_point for mount in request.base] + [
+            above for point in self._points for above in directories_above(point)
+        ]
+        exact = {
+            b"/",
+            b"/etc",
+            b"/etc/ld.so.preload",
+            os.path.realpath(b"/etc/resolv.conf"),
+            os.path.realpath(self._home),
+            *(os.path.join(self._home, name) for name in HOME_GIT_CONFIG),
+            *(path for path in bases if self._is_seen(path)),
+        }
+        project = request.project
+        led_to = {
+            above
+            for path in (*self._shown, *self._covers, *(project.roots if project else ()))
+            for above in (path, *directories_above(path))
+        }
+        return Basis(
+            covers=self._covers,
+            shown=self._shown,
+            masks=self._masks(),
+            entries=tuple(
+                (path, entry_at(path, times=path in exact)) for path in sorted(exact | led_to)
+            ),
+        )
+
+    def _is_seen(self, path: bytes) -> bool:
+        return not is_below(path, self._covers) or is_below(path, self._shown)
+
+    def _masks(self) -> tuple[Mask, ...]:
+        masks = system_masks(self._request.substrate_home, self._emptied, self._home)
+        homes = tuple(
+            Mask(cover, True, "other-homes", "homes are never shown under a second name")
+            for cover in self._covers
+            if cover != TMP and os.path.isdir(cover)
+        )
+        project = self._request.project
+        roots = project.roots if project is not None else ()
+        return masks + tuple(
+            alias
+            for alias in _aliases((*masks, *homes), self._request.base)
+            if not any(is_below(root, (alias.path,)) for root in roots)
         )
 
     # -- parts ---------------------------------------------------------------------------------

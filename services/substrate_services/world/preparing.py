@@ -8,7 +8,7 @@ import os
 import pwd
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from substrate_services.errors import InvalidField, ServiceError
@@ -18,11 +18,11 @@ from substrate_services.objects.errors import ObjectCorrupt, ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
+from substrate_services.world.basis import Basis
 from substrate_services.world.disk import make_disk, require_disk
 from substrate_services.world.ids import new_id, new_trace_id
 from substrate_services.world.injection import Injection, choose_injection
-from substrate_services.world.layers import walk_directory
-from substrate_services.world.layout import Layout, LayoutRequest, make_layout
+from substrate_services.world.layout import Layout, LayoutRequest, layout_basis, make_layout
 from substrate_services.world.layout_file import save_layout
 from substrate_services.world.limits import NO_LIMITS, Limits
 from substrate_services.world.networks import read_rules
@@ -52,6 +52,7 @@ from substrate_services.world.sources import (
 )
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.tree import WorldTree
+from substrate_services.world.layers import walk_directory
 
 DEFAULT_HOSTNAME = "substrate"
 _MISSING_CHARS = 1_800  # what an error may carry over the wire
@@ -104,6 +105,33 @@ class NotRestorable(ServiceError):
             {"missing": json.dumps(named, ensure_ascii=True), "count": str(len(missing))},
         )
         self.missing = missing
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What decides a world's layers and its box: on the same ground two worlds are made alike."""
+
+    home: bytes
+    login_home: bytes
+    project: Project | None
+    limits: Limits
+    hostname: str
+    telemetry: tuple[str, ...]
+    mounts: tuple[BaseMount, ...]
+    basis: Basis
+
+    def is_like(self, other: Ground) -> bool:
+        """Whether the same was asked for, though the host may have changed."""
+        return replace(self, mounts=other.mounts, basis=other.basis) == other
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A world's layers on disk."""
+
+    layout: Layout
+    injection: Injection
+    home_skeleton: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +202,7 @@ class Preparer:
             cwd = request.cwd or b"/"
         else:
             cwd = os.path.realpath(request.cwd or b"/")
-            homes = tuple(dict.fromkeys((os.path.realpath(home), login_home)))
-            try:
-                project = find_project(cwd, homes, os.fsencode(self._home))
-            except ProjectRefused as error:
-                raise ServiceError("PROJECT_REFUSED", str(error)) from error
+            project = self._project(cwd, home, login_home)
         if limits.needs_disk:
             make_disk(directory, limits)
         layout, injection = self.lay_out(
@@ -187,27 +211,143 @@ class Preparer:
         if plan is not None and source is not None:
             with _not_restorable_without_objects(source.words):
                 fill_home(self._store, plan.base, directory / "fixtures" / "home")
-        base = BaseRecord(
-            mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
-            project=project,
-            home=home,
-            login_home=login_home,
-            home_skeleton=put_directory(
-                self._store,
-                walk_directory(os.fsencode(directory / "fixtures" / "home"), self._keep),
-            ),
-            fingerprints=None,
-            per_directory=self._per_directory,
-        )
-        hidden = (os.fsencode(self._home),)
-        tree = WorldTree(layout, self._store, base, hidden)
+        laid = Laid(layout, injection, self._put_skeleton(directory))
+        tree = self._tree(laid, home, login_home, mounts)
         if plan is not None and source is not None:
             with _not_restorable_without_objects(source.words):
                 correct(self._store, plan, layout)
                 if source.goes_on:
                     tree.mark_first()
                 fill_uppers(self._store, plan.snapshot, layout)
-        spec = WorldSpec(
+        spec = self._spec(
+            request, world_id, laid, home=home, login_home=login_home, cwd=cwd, limits=limits
+        )
+        if source is not None:
+            spec = replace(spec, restored_from=source.span_id or source.snapshot_id)
+        return Prepared(
+            spec=spec,
+            layout=layout,
+            tree=tree,
+            fingerprints=plan.fingerprints if plan is not None else None,
+            missing=plan.missing if plan is not None else (),
+        )
+
+    # -- worlds on the host's own tree, which can be made before anybody asks for them ----------
+
+    def ground(self, request: WorldRequest) -> Ground | None:
+        """What decides the layers and the box of a world; blocks.
+
+        None: of a recorded tree, or with a disk of its own, which are made for one world only.
+        """
+        restored = (request.before_span_id, request.after_span_id, request.snapshot_id)
+        limits = request.limits
+        if any(name is not None for name in restored) or limits.needs_disk:
+            return None
+        _refuse_what_is_not_built(request)
+        limits.require(self._backend.capabilities())
+        login_home = _login_home()
+        home = request.caller_env.get(b"HOME", b"") or login_home
+        project = self._project(os.path.realpath(request.cwd or b"/"), home, login_home)
+        mounts = read_base_mounts()
+        return Ground(
+            home=home,
+            login_home=login_home,
+            project=project,
+            limits=limits,
+            hostname=request.hostname or DEFAULT_HOSTNAME,
+            telemetry=request.telemetry,
+            mounts=mounts,
+            basis=self._basis(home, login_home, project, mounts),
+        )
+
+    def look_again(self, ground: Ground) -> Ground:
+        """The same with the host as it is now; blocks."""
+        mounts = read_base_mounts()
+        basis = self._basis(ground.home, ground.login_home, ground.project, mounts)
+        return replace(ground, mounts=mounts, basis=basis)
+
+    def lay_ground(self, ground: Ground, directory: Path) -> Laid:
+        """Make a world's directory and layers; blocks."""
+        directory.mkdir(mode=0o700, parents=True)
+        (directory / "execs").mkdir()
+        layout, injection = self.lay_out(
+            directory,
+            home=ground.home,
+            login_home=ground.login_home,
+            project=ground.project,
+            mounts=ground.mounts,
+        )
+        return Laid(layout, injection, self._put_skeleton(directory))
+
+    def on_ground(
+        self, request: WorldRequest, world_id: str, ground: Ground, laid: Laid
+    ) -> Prepared:
+        """A world that is asked for, on layers that are there; blocks."""
+        spec = self._spec(
+            request,
+            world_id,
+            laid,
+            home=ground.home,
+            login_home=ground.login_home,
+            cwd=os.path.realpath(request.cwd or b"/"),
+            limits=ground.limits,
+        )
+        tree = self._tree(laid, ground.home, ground.login_home, ground.mounts)
+        return Prepared(spec, laid.layout, tree, fingerprints=None, missing=())
+
+    def _basis(
+        self, home: bytes, login_home: bytes, project: Project | None, mounts: tuple[BaseMount, ...]
+    ) -> Basis:
+        return layout_basis(
+            self._layout_request(
+                Path("/nonexistent"),
+                home=home,
+                login_home=login_home,
+                project=project,
+                mounts=mounts,
+            )
+        )
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _project(self, cwd: bytes, home: bytes, login_home: bytes) -> Project | None:
+        homes = tuple(dict.fromkeys((os.path.realpath(home), login_home)))
+        try:
+            return find_project(cwd, homes, os.fsencode(self._home))
+        except ProjectRefused as error:
+            raise ServiceError("PROJECT_REFUSED", str(error)) from error
+
+    def _put_skeleton(self, directory: Path) -> str:
+        skeleton = os.fsencode(directory / "fixtures" / "home")
+        return put_directory(self._store, walk_directory(skeleton, self._keep))
+
+    def _tree(
+        self, laid: Laid, home: bytes, login_home: bytes, mounts: tuple[BaseMount, ...]
+    ) -> WorldTree:
+        base = BaseRecord(
+            mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
+            project=laid.layout.project,
+            home=home,
+            login_home=login_home,
+            home_skeleton=laid.home_skeleton,
+            fingerprints=None,
+            per_directory=self._per_directory,
+        )
+        return WorldTree(laid.layout, self._store, base, (os.fsencode(self._home),))
+
+    def _spec(
+        self,
+        request: WorldRequest,
+        world_id: str,
+        laid: Laid,
+        *,
+        home: bytes,
+        login_home: bytes,
+        cwd: bytes,
+        limits: Limits,
+    ) -> WorldSpec:
+        project, layout = laid.layout.project, laid.layout
+        return WorldSpec(
             world_id=world_id,
             session_id=request.session_id or new_id("ses"),
             trace_id=request.trace_id or new_trace_id(),
@@ -218,7 +358,7 @@ class Preparer:
             cwd=_cwd_in_world(cwd, project, layout),
             home=home,
             login_home=login_home,
-            env=_world_env(request, layout, injection),
+            env=_world_env(request, layout, laid.injection),
             user=request.user,
             network=read_rules(request.network).texts,
             hostname=request.hostname or DEFAULT_HOSTNAME,
@@ -228,16 +368,9 @@ class Preparer:
             expires_at=time.time() + request.ttl_s if request.ttl_s is not None else None,
             idle_timeout_s=request.idle_timeout_s,
             policy_file=request.policy_file,
-            restored_from=source.span_id or source.snapshot_id if source is not None else None,
+            restored_from=None,
             telemetry=request.telemetry,
             limits=limits,
-        )
-        return Prepared(
-            spec=spec,
-            layout=layout,
-            tree=tree,
-            fingerprints=plan.fingerprints if plan is not None else None,
-            missing=plan.missing if plan is not None else (),
         )
 
     def lay_out(
@@ -258,24 +391,35 @@ class Preparer:
             project: the directory whose changes matter most.
             mounts: the host's mounts now.
         """
-        # A world's base is the host's tree, so far.
-        injection = choose_injection(Path("/"))
-        layout = make_layout(
-            LayoutRequest(
-                directory=directory,
-                substrate_home=os.fsencode(self._home),
-                home=home,
-                login_home=login_home,
-                project=project,
-                base=mounts,
-                per_directory=self._per_directory,
-                preload_dir=os.fsencode(self._preload_dir),
-                injection=injection,
-                id_mapped=self._backend.capabilities().id_mapping == "range",
-            )
+        request = self._layout_request(
+            directory, home=home, login_home=login_home, project=project, mounts=mounts
         )
+        layout = make_layout(request)
         save_layout(directory, layout)
-        return layout, injection
+        return layout, request.injection
+
+    def _layout_request(
+        self,
+        directory: Path,
+        *,
+        home: bytes,
+        login_home: bytes,
+        project: Project | None,
+        mounts: tuple[BaseMount, ...],
+    ) -> LayoutRequest:
+        return LayoutRequest(
+            directory=directory,
+            substrate_home=os.fsencode(self._home),
+            home=home,
+            login_home=login_home,
+            project=project,
+            base=mounts,
+            per_directory=self._per_directory,
+            preload_dir=os.fsencode(self._preload_dir),
+            # A world's base is the host's tree, so far.
+            injection=choose_injection(Path("/")),
+            id_mapped=self._backend.capabilities().id_mapping == "range",
+        )
 
     @property
     def _per_directory(self) -> bool:

@@ -43,6 +43,7 @@ from substrate_services.world.messages import (
 )
 from substrate_services.world.output_log import Frame, OutputLogCorrupt, read_frames, read_kept
 from substrate_services.world.patch import patch
+from substrate_services.world.pool_row import pool_row
 from substrate_services.world.port_rpcs import PortRpcs
 from substrate_services.world.ports import Ports
 from substrate_services.world.project import Project
@@ -171,7 +172,11 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         """See the contract."""
         found, problem, fix = await self._availability.look()
         return worlds_pb2.GetCapabilitiesResponse(
-            capabilities=capabilities_to_proto(found, problem, fix), version=self._version
+            capabilities=[
+                *capabilities_to_proto(found, problem, fix),
+                pool_row(self._worlds.pool.counts()),
+            ],
+            version=self._version,
         )
 
     # -- execs ---------------------------------------------------------------------------------
