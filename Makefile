@@ -15,7 +15,7 @@ NATIVE_FILES = $(shell find native -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
 LAST_RELEASE = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint check bench bench-truth bench-worlds bench-suites fuzz fmt wheels clean soak
+.PHONY: help setup build demo test conformance lint check bench bench-truth bench-worlds bench-suites fuzz fmt wheels clean soak
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: build ## the whole suite (installs Debian packages when root; SUBSTRATE_NO
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; $(PYTHON) -m pytest $(PYTEST_ARGS) || { \
 	  echo '==> test: failed. Once more, alone, to tell: what passes now is flaky, and still fails the run'; \
 	  $(PYTHON) -m pytest --last-failed --last-failed-no-failures none; exit 1; }
+
+conformance: build ## what every backend must do, clause by backend and mode, with why what is skipped is
+	$(SAY) 'conformance'
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; $(PYTHON) -m pytest -q tests/conformance $(PYTEST_ARGS)
 
 lint: $(STAMP) ## every static check
 	$(SAY) 'lint: native programs, warnings are errors'

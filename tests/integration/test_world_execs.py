@@ -13,7 +13,7 @@ from substrate_sdk import CommandFailed, Result, Substrate
 from substrate_sdk.client.sync import World
 from substrate_sdk.errors import WorldFileDenied, WorldFileNotFound, WorldNotFound
 from tests.leaks import processes
-from tests.users import PYTHON, User, by_path, eventually, finish, read_some, read_until
+from tests.users import User, by_path, eventually, finish, read_some, read_until
 
 
 @pytest.fixture
@@ -58,12 +58,6 @@ def test_a_timeout_keeps_partial_output_and_ends_the_whole_tree(
     assert sleepers("60.0713") == []
 
 
-def test_a_timeout_is_a_result_of_the_sdk_and_the_world_goes_on(world: World) -> None:
-    result = world.run("echo a; sleep 60", timeout_s=0.5)
-    assert (result.termination_reason, result.stdout, result.exit_code) == ("TIMEOUT", "a\n", None)
-    assert world.run("echo still").stdout == "still\n"
-
-
 def test_a_program_that_ignores_termination_is_ended_too(world: World) -> None:
     result = world.run("trap '' TERM INT HUP; echo a; while :; do sleep 1; done", timeout_s=0.5)
     assert (result.termination_reason, result.stdout) == ("TIMEOUT", "a\n")
@@ -75,33 +69,6 @@ def test_a_timeout_is_recorded_and_replayed(user: User, git_checkout: Path) -> N
     code, report = user.replay(done.json["span_id"], cwd=git_checkout)
     assert report["verdict"] == "identical", report
     assert code == 0
-
-
-@pytest.mark.parametrize(("name", "number"), [("TERM", 15), ("KILL", 9), ("INT", 2)])
-def test_a_signal_reaches_the_whole_command(world: World, name: str, number: int) -> None:
-    del number
-    proc = world.exec("echo a; sleep 60.0714 & sleep 60.0714")
-    read_some(proc)
-    proc.signal(name)
-    if name == "INT":  # what a shell starts in the background ignores it
-        proc.kill()
-    result = proc.wait(10)
-    assert result.termination_reason == "KILLED_BY_USER"
-    assert result.signal in (f"SIG{name}", "SIGKILL")
-    assert result.stdout == "a\n"
-
-
-def test_a_signal_that_is_handled_lets_the_command_end_by_itself(world: World) -> None:
-    script = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))\n"
-        "print('ready', flush=True)\n"
-        "signal.pause()"
-    )
-    proc = world.exec([PYTHON, "-c", script])
-    assert read_some(proc).startswith(b"ready")
-    proc.signal("USR1", whole_tree=False)
-    assert proc.wait(10).exit_code == 7
 
 
 def test_ending_the_command_line_ends_the_command(user: User, git_checkout: Path) -> None:
@@ -143,27 +110,6 @@ def test_a_world_keeps_its_files_between_steps(world: World, git_checkout: Path)
     assert not (git_checkout / "made").exists()
 
 
-def test_two_worlds_do_not_see_one_another(sub: Substrate, git_checkout: Path) -> None:
-    with (
-        sub.world(project=git_checkout, cwd=git_checkout) as one,
-        sub.world(project=git_checkout, cwd=git_checkout) as two,
-    ):
-        one.run("echo one > made; echo t > /tmp/made")
-        result = two.run("ls made /tmp/made")
-        assert result.exit_code == 2
-        assert two.diff().changes == ()
-
-
-def test_commands_run_beside_one_another_in_one_world(world: World) -> None:
-    first = world.exec("mkfifo a b; echo ready; read x < a; echo first got $x; echo there > b")
-    assert read_some(first) == b"ready\n"
-    # Neither ends without the other.
-    second = world.exec("echo here > a; read x < b; echo second got $x")
-    assert second.wait(10).stdout == "second got there\n"
-    assert first.wait(10).stdout == "ready\nfirst got here\n"
-    assert first.span_id != second.span_id
-
-
 def test_many_commands_at_once_are_each_recorded(world: World, git_checkout: Path) -> None:
     results: dict[int, str] = {}
 
@@ -191,19 +137,6 @@ def test_live_input_and_output(world: World) -> None:
     reader.close()
     result = proc.wait(10)
     assert result.stdout_bytes == b"one\n\xff\0two\n"
-
-
-def test_losing_the_handle_does_not_end_the_command(user: User, git_checkout: Path) -> None:
-    with user.client() as first:
-        made = first.world(project=git_checkout, cwd=git_checkout, keep=True)
-        proc = made.exec("echo a; read x < /dev/null; sleep 0.3; echo b", exec_id="chosen")
-        read_some(proc)
-    with user.client() as second:
-        found = second.connect(made.world_id)
-        # The same id is the same exec: nothing runs twice.
-        result = found.exec("true", exec_id="chosen").wait(10)
-        assert (result.stdout, result.span_id) == ("a\nb\n", proc.span_id)
-        found.remove()
 
 
 def test_a_removed_world_ends_its_commands_and_is_gone(sub: Substrate, git_checkout: Path) -> None:
@@ -275,13 +208,6 @@ def test_overwriting_a_file_of_the_project_is_a_modification(world: World) -> No
     result = world.files.write("README.md", "new\n")
     assert [change.kind for change in result.changes] == ["modified"]
     assert world.files.read_text("README.md") == "new\n"
-
-
-def test_an_empty_file_and_missing_directories(world: World) -> None:
-    world.files.write("a/b/c", b"", make_parents=True)
-    assert world.files.read("a/b/c") == b""
-    with pytest.raises(WorldFileNotFound, match="x/y"):
-        world.files.write("x/y", b"")
 
 
 def test_a_file_that_is_not_there_is_one_clear_error(world: World) -> None:

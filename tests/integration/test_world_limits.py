@@ -134,13 +134,6 @@ def test_a_living_world_is_changed(sub: Substrate, user: User) -> None:
         }
 
 
-def test_a_world_is_removed_when_its_new_time_has_come(user: User) -> None:
-    with user.client() as sub:
-        world = sub.world(keep=True)
-        world.update(ttl_s=0.5)
-        eventually(lambda: not sub.worlds(), "the world went")
-
-
 def test_worlds_whose_time_passed_without_a_host_go_with_the_next(lone_user: User) -> None:
     lone_user.up()
     with lone_user.client() as sub:

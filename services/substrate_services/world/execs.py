@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Coroutine
@@ -35,6 +36,7 @@ from substrate_services.world.shell_state import SHELL_PREFIX
 from substrate_services.world.starting import mark_shared, start_in_box
 from substrate_services.world.steps import (
     HOST_KINDS,
+    STDIN_FILE,
     Begin,
     Decider,
     Exec,
@@ -160,6 +162,8 @@ class Execs:
         exec_ = Exec(start, world.directory / "execs" / request.exec_id)
         exec_.stdin_pipe = request.stdin_pipe
         exec_.directory.mkdir(mode=0o700, exist_ok=True)
+        if request.stdin_pipe:
+            (exec_.directory / STDIN_FILE).touch()  # the next host process feeds it further
         self._execs.setdefault(world.spec.world_id, {})[request.exec_id] = exec_
         try:
             self._journal.append(start_to_line(start))
@@ -398,6 +402,10 @@ class Execs:
                     self._track(self._finish(world, exec_, _ended(world, exec_, state)))
                 else:
                     exec_.pid = state.pid
+                    if exec_.stdin_pipe and exec_.start.shell is None:
+                        # What was noted and not handed on, its writer was never told was taken.
+                        exec_.stdin_received = state.stdin_received
+                        os.truncate(exec_.directory / STDIN_FILE, state.stdin_received)
                     digest = exec_.start.action.stdin_digest
                     if exec_.start.kind in FILES_KINDS and digest is not None:
                         # Nobody but us ever feeds it: without the rest it would wait for ever.

@@ -268,6 +268,7 @@ def capabilities_to_proto(
         ),
         worlds_pb2.Capability(feature="kill", state="works", mode=found.kill),
     ]
+    rows.append(_users(found))
     rows += limit_rows(found)
     rows.append(_landlock(found.landlock_abi))
     rows += telemetry_rows(found)
@@ -280,6 +281,20 @@ def capabilities_to_proto(
         for text in found.problems
     ]
     return rows
+
+
+def _users(found: BackendCapabilities) -> worlds_pb2.Capability:
+    if found.id_mapping == "range":
+        return worlds_pb2.Capability(feature="users", state="works", mode="65,536 ids")
+    return worlds_pb2.Capability(
+        feature="users",
+        state="missing",
+        mode="one id is mapped: the caller's",
+        consequence="commands run as the caller; user= takes no other, and chown fails",
+        fix="run the host as root (a system host)"
+        if found.rootless
+        else "a kernel that can id-map overlay layers: Linux 5.19 or newer",
+    )
 
 
 def _landlock(abi: int) -> worlds_pb2.Capability:
