@@ -9,6 +9,21 @@ bool cgroup_v1_has(enum controller controller) {
     return bases[controller].fd >= 0;
 }
 
+/*
+ * Whether a limit of memory holds for what is below it too, where the execs are. Before Linux 5.11
+ * that had to be asked for, before there is anything below (cgroup-v1/memory.rst, 6.1); since then
+ * it cannot be otherwise.
+ */
+static bool is_hierarchical(int dir) {
+    static const char file[] = "memory.use_hierarchy";
+    char text[2] = "";
+    if (faccessat(dir, file, F_OK, 0))
+        return true;
+    (void)!cgroup_write(dir, file, "1");
+    SUB_AUTO_FD fd = openat(dir, file, O_RDONLY | O_CLOEXEC);
+    return fd >= 0 && read(fd, text, 1) == 1 && text[0] == '1';
+}
+
 void cgroup_v1_find(const char *name, bool needed[CONTROLLERS]) {
     for (int i = 0; i < CONTROLLERS; i++) {
         char mount[2048], own[1024];
@@ -26,6 +41,12 @@ void cgroup_v1_find(const char *name, bool needed[CONTROLLERS]) {
             sub_close_fd(&base->fd);
             base->path[0] = 0;
         }
+    }
+    struct cgroup_base *memory = &bases[CONTROLLER_MEMORY];
+    if (memory->fd >= 0 && !is_hierarchical(memory->fd)) {
+        rmdir(memory->path);
+        sub_close_fd(&memory->fd);
+        memory->path[0] = 0;
     }
     uint64_t ceiling = cgroup_ceiling();
     if (cgroup_v1_has(CONTROLLER_MEMORY) && ceiling) {

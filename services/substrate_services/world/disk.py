@@ -32,12 +32,15 @@ MOUNT_POINT = "layers"
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
+_LOOP_GET_STATUS64 = 0x4C05
 _LO_FLAGS_AUTOCLEAR = 4
+_INFO_BYTES = 232  # struct loop_info64: device and inode of the image first
 _CONFIG_BYTES = 304  # struct loop_config: fd, block size, struct loop_info64, reserved
 _CONFIG_FLAGS_AT = 8 + 52  # lo_flags in it
 _MS_NOSUID_NODEV_NOATIME = 2 | 4 | 1024
 _MNT_DETACH = 2
 _INODE_BYTES = 256
+_FOLIO_BYTES = 2 << 20
 _BYTES_PER_INODE = 16_384  # where only the bytes are limited, as mkfs does it
 _ATTEMPTS = 16
 _SEARCH = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
@@ -110,17 +113,27 @@ def make_disk(directory: Path, limits: Limits) -> None:
 
 
 def attach_disk(directory: Path) -> None:
-    """Mount the image in a directory, where there is one and it is not. Raises OSError."""
+    """Mount the image in a directory, where there is one and it is not. Raises OSError.
+
+    A world that outlived its host may have it mounted where this process cannot see it, in another
+    mount namespace. Two devices with one image would be two file systems that write over each
+    other; the same device again is the same file system.
+    """
     image, point = directory / IMAGE, directory / MOUNT_POINT
     if not image.exists() or point.is_mount():
         return
     point.mkdir(exist_ok=True)
-    device = _attach(image)
-    try:
-        # Space that files in the world give up goes back to the host.
-        _mount(device, point, "ext4", b"discard,nobarrier,noauto_da_alloc,noinit_itable")
-    finally:
-        os.close(device)
+    # Not the descriptor that the device gets: it would keep the lock as long as it is there.
+    with image.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        device = _attached(lock.fileno())
+        if device is None:
+            device = _attach(image)
+        try:
+            # Space that files in the world give up goes back to the host.
+            _mount(device, point, "ext4", b"discard,nobarrier,noauto_da_alloc,noinit_itable")
+        finally:
+            os.close(device)
 
 
 def detach_disks(directory: Path) -> None:
@@ -137,8 +150,9 @@ def is_full(directory: Path) -> tuple[bool, bool]:
         return False, False
     with contextlib.suppress(OSError):
         status = os.statvfs(point)
-        # What is left may be less than one write wanted; nobody notes down that it failed.
-        least = max(1 << 20, status.f_blocks * status.f_frsize // 64)
+        # Kernels with large folios in ext4 refuse up to 2 MiB of a write as a whole (tried on 6.18:
+        # 1 MiB failed with 512 KiB left, which stay), and nobody notes down that it failed.
+        least = min(_FOLIO_BYTES, status.f_blocks * status.f_frsize // 16)
         return status.f_bavail * status.f_frsize < least, status.f_favail == 0
     return False, False
 
@@ -172,6 +186,26 @@ def _make_file_system(image: Path, inodes: int) -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status:
         raise OSError(errno.EINVAL, f"mkfs.ext4 ended with {status}")
+
+
+def _attached(image: int) -> int | None:
+    """The loop device that has an image already, whoever attached it; open, so that it stays."""
+    wanted = os.fstat(image)
+    for found in Path("/sys/block").glob("loop*/loop/backing_file"):
+        status = bytearray(_INFO_BYTES)
+        try:
+            device = os.open(f"/dev/{found.parent.parent.name}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone meanwhile, or not shown here
+        try:
+            fcntl.ioctl(device, _LOOP_GET_STATUS64, status)
+        except OSError:
+            os.close(device)
+            continue  # freed meanwhile
+        if struct.unpack_from("<QQ", status) == (wanted.st_dev, wanted.st_ino):
+            return device
+        os.close(device)
+    return None
 
 
 def _attach(image: Path) -> int:
