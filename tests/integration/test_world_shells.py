@@ -11,7 +11,7 @@ import pytest
 
 from substrate_sdk import Limits, Result, Substrate
 from substrate_sdk.client.sync import Shell, World
-from substrate_sdk.errors import InvalidArgument, ShellEnded, ShellNotFound
+from substrate_sdk.errors import InvalidArgument, ShellEnded, ShellNotFound, WorldNotFound
 from tests.integration.test_world_execs import sleepers
 from tests.users import User, kill_and_wait
 
@@ -302,6 +302,29 @@ def test_closing_ends_what_runs_in_it_and_runs_its_exit_trap(world: World) -> No
         world.shell(shell_id="no/slashes")
     with pytest.raises(InvalidArgument, match="is taken"):
         world.exec("true", exec_id="substrate-shell_mine")
+
+
+def test_a_removed_world_ends_its_shells_commands_and_says_one_line(
+    sub: Substrate, git_checkout: Path
+) -> None:
+    world = sub.world(project=git_checkout, cwd=git_checkout)
+    shell = world.shell()
+    begun = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(
+            shell.run, "echo begun; sleep 60.0733", on_output=lambda _out: begun.set()
+        )
+        assert begun.wait(20)
+        waiting = pool.submit(shell.run, "echo not")
+        world.remove()
+        assert running.result(20).termination_reason == "WORLD_REMOVED"
+        with pytest.raises(WorldNotFound) as refused:
+            waiting.result(20)
+    assert len(str(refused.value).splitlines()) == 1
+    with pytest.raises(WorldNotFound, match="there is no world"):
+        shell.run("echo")
+    with pytest.raises(WorldNotFound, match="there is no world"):
+        world.shell()
 
 
 def test_many_shells_at_once_in_a_world(world: World) -> None:

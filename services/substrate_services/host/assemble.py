@@ -169,6 +169,7 @@ class Host:
             shells = Shells(worlds=worlds, execs=execs)
             # Shells first: where one is is known when its command is recorded.
             worlds.listeners += [shells, execs, looks]
+            worlds.closers.append(shells.forget)
             rollbacks = Rollbacks(worlds=worlds, execs=execs, reader=reader)
             applies = Applies(
                 home=config.home,

@@ -87,6 +87,11 @@ class Ended:
         return cls("DENIED", DENIED_EXIT, never_ran=True, blocked=(what,), duration_ns=0)
 
     @classmethod
+    def interrupted(cls) -> Ended:
+        """Its shell was interrupted before it began, as a line that is dropped at a prompt."""
+        return cls("EXITED", 128 + signal.SIGINT, never_ran=True, duration_ns=0)
+
+    @classmethod
     def in_lost_shell(cls, how: str) -> Ended:
         """Its shell was gone before it could begin."""
         return cls("AGENT_LOST", message=f"substrate: the shell {how}\n".encode(), duration_ns=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -52,6 +53,8 @@ COMMAND_LIMIT_BYTES = 16 << 20
 STDIN_LIMIT_BYTES = 16 << 20
 #: For a shell to run its EXIT trap when it is closed; what is left then is killed.
 _FAREWELL_S = 2.0
+#: For what is killed to be gone: it may hang in the kernel, or its world be frozen.
+_END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class _Handle:
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    interrupted: str = ""  # the exec id of a command that had not been given to the shell yet
 
 
 class Shells:
@@ -99,6 +103,7 @@ class Shells:
             raise InvalidField("shell_id", request.shell_id, "expected 1 to 48 of [A-Za-z0-9_.-]")
         if world.lost:
             raise ServiceError("WORLD_LOST", f"world {world.spec.world_id} ended unexpectedly")
+        _require_there(world)
         world.require_running()
         known = world.shells.get(request.shell_id)
         if known is not None:
@@ -184,6 +189,7 @@ class Shells:
             if (known := self._execs.find(world, request.exec_id)) is not None:
                 turn.release()
                 return known
+            _require_there(world)  # it was, when this command began to wait for its turn
             exec_ = await self._run(world, _living(shell), request, stdin)
         except BaseException:
             if turn.locked():
@@ -198,6 +204,9 @@ class Shells:
         shell.running = request.exec_id
 
         async def begin(exec_: Exec, identity: Mapping[bytes, bytes]) -> Ended | None:
+            if self._handle(world, shell.shell_id).interrupted == exec_.exec_id:
+                shell.status = 128 + signal.SIGINT
+                return Ended.interrupted()
             return await _give(world, shell, exec_, identity, stdin)
 
         return await self._execs.start(
@@ -216,9 +225,16 @@ class Shells:
     async def interrupt(self, world: World, shell_id: str) -> None:
         """Interrupt what a shell runs, as Ctrl-C does; nothing where it runs nothing."""
         shell = self.get(world, shell_id)
-        if shell.running:
-            with contextlib.suppress(InitError, InitGone):  # it has ended meanwhile
-                await world.init.signal(shell.running, signal.SIGINT, scope=Scope.GROUP)
+        running = shell.running
+        if not running:
+            return
+        try:
+            await world.init.signal(running, signal.SIGINT, scope=Scope.GROUP)
+        except InitError as error:
+            if error.error == errno.ENOENT:  # the broker still thinks about it, or it has ended
+                self._handle(world, shell_id).interrupted = running
+        except InitGone:
+            pass
 
     async def close(self, world: World, shell_id: str) -> None:
         """End a shell and all that runs in it, and forget it. Raises ServiceError."""
@@ -240,9 +256,16 @@ class Shells:
                     await asyncio.wait_for(gone.wait(), _FAREWELL_S)
             with contextlib.suppress(InitError):
                 await world.init.kill(shell.init_id)
-            await gone.wait()
+            await asyncio.wait_for(gone.wait(), _END_S)
+        except TimeoutError:
+            log.warning("shell %s is killed and has not ended", shell.shell_id)
         except InitGone:
             pass
+
+    async def forget(self, world: World) -> None:
+        """Drop what is kept of the shells of a world that is taken down."""
+        for key in [key for key in self._handles if key[0] == world.spec.world_id]:
+            del self._handles[key]
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -330,6 +353,11 @@ def _came_back(shell: Shell, state: ExecState) -> None:
         shell.save()
 
 
+def _require_there(world: World) -> None:
+    if world.removing:
+        raise ServiceError("WORLD_NOT_FOUND", f"world {world.spec.world_id} was removed meanwhile")
+
+
 def _living(shell: Shell) -> Shell:
     if shell.ended:
         raise ServiceError(
@@ -388,7 +416,10 @@ async def _give(
             log_fd,
         )
     except StartFailed as error:
-        return Ended.in_lost_shell(shell.ended or str(error))
+        busy = "is still at the command before, which cannot be ended"
+        return Ended.in_lost_shell(
+            shell.ended or ("has ended" if error.error == errno.ESRCH else busy)
+        )
     except InitGone:
         return Ended.lost()
     finally:
