@@ -102,7 +102,7 @@ struct segment {
     char name[SEGMENT_NAME_MAX];
     struct sub_identity self;
     uint32_t chain, index;
-    uint32_t state, flags, header_bytes, classes_off;
+    uint32_t version, state, flags, header_bytes, classes_off;
     uint32_t first_sequence, next_sequence; /* the latter as far as records were found */
     uint64_t lost, created_ns, bytes;
     uint32_t image;  /* into images */
@@ -145,11 +145,19 @@ struct reader {
     uint32_t current;
     int fd;
     uint64_t offset; /* in the file, of the end of the buffer */
-    char *bytes;
+    char *bytes;     /* READER_BYTES; one block with what is in front of them */
+    char *expanded;  /* EXPANDED_BYTES */
     size_t at, filled;
     uint64_t torn;
     bool corrupt;
+    uint32_t sequence; /* of the next record that does not say it */
+    uint64_t time_ns;  /* when the record before ended */
 };
+/* The largest record that stands for a struct sub_look. */
+#define EXPANDED_BYTES                                                                             \
+    (sizeof(struct sub_record) + 2 * sizeof(struct sub_field) + sizeof(struct sub_stat_counts) +   \
+     SUB_STRING_MAX)
+_Static_assert(EXPANDED_BYTES % 8 == 0, "records lie behind it");
 
 #ifndef READER_BYTES /* the fuzzer wants little, and to read often */
 #define READER_BYTES (128u << 10)

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE 1
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +19,10 @@ void reader_open(struct reader *reader, struct segments *segments, int directory
     reader->end = end;
     reader->current = first;
     reader->fd = -1;
-    reader->bytes = segments->spare != NULL ? segments->spare : allocate(READER_BYTES);
+    reader->expanded = segments->spare;
+    if (reader->expanded == NULL)
+        reader->expanded = allocate(EXPANDED_BYTES + READER_BYTES);
+    reader->bytes = reader->expanded + EXPANDED_BYTES;
     segments->spare = NULL;
 }
 
@@ -26,11 +30,11 @@ void reader_close(struct reader *reader) {
     if (reader->fd >= 0)
         file_close(reader->fd);
     if (reader->segments->spare == NULL)
-        reader->segments->spare = reader->bytes;
+        reader->segments->spare = reader->expanded;
     else
-        free(reader->bytes);
+        free(reader->expanded);
     reader->fd = -1;
-    reader->bytes = NULL;
+    reader->bytes = reader->expanded = NULL;
 }
 
 static bool next_file(struct reader *reader) {
@@ -42,6 +46,9 @@ static bool next_file(struct reader *reader) {
         if (reader->fd < 0)
             continue;
         reader->offset = segment->header_bytes;
+        reader->sequence = segment->first_sequence;
+        if (reader->time_ns < segment->created_ns)
+            reader->time_ns = segment->created_ns;
         reader->at = reader->filled = 0;
         return true;
     }
@@ -71,35 +78,92 @@ static void leave_file(struct reader *reader) {
     reader->fd = -1;
 }
 
+static bool has_short_records(const struct reader *reader) {
+    return reader->segments->list[reader->current].version != SUB_SEGMENT_VERSION_BEFORE;
+}
+
+/* A look as the SUB_STAT that it stands for: nobody but the reader need know it. */
+static const struct sub_record *expand(struct reader *reader, const struct sub_look *look) {
+    const struct segment *segment = &reader->segments->list[reader->current];
+    uint32_t path_bytes = (look->bytes + 7u) & ~7u;
+    char *at = reader->expanded;
+    struct sub_record record = {
+        .length = (uint32_t)(sizeof(record) + 2 * sizeof(struct sub_field) +
+                             sizeof(struct sub_stat_counts) + path_bytes),
+        .type = SUB_STAT,
+        .start_ns = reader->time_ns,
+        .sequence = reader->sequence,
+        .flags = look->dirfd != AT_FDCWD ? SUB_FLAG_BELOW : 0,
+        .arg = {look->dirfd, 0, 0, 0},
+    };
+    struct sub_field counts_field = {SUB_TAG_STAT_COUNTS, 0, sizeof(struct sub_stat_counts)};
+    struct sub_stat_counts counts = {look->calls, look->failed,
+                                     segment->created_ns +
+                                         ((uint64_t)look->last << SUB_LOOK_TICK_BITS)};
+    struct sub_field path_field = {SUB_TAG_PATH, 0, look->bytes};
+    memcpy(at, &record, sizeof(record));
+    at += sizeof(record);
+    memcpy(at, &counts_field, sizeof(counts_field));
+    at += sizeof(counts_field);
+    memcpy(at, &counts, sizeof(counts));
+    at += sizeof(counts);
+    memcpy(at, &path_field, sizeof(path_field));
+    memcpy(at + sizeof(path_field), look + 1, path_bytes);
+    return (const void *)reader->expanded;
+}
+
+/* Is this a length that a record of this type may have? That of a torn one is not there yet. */
+static bool is_length(const struct reader *reader, const struct sub_look *head, uint32_t length,
+                      bool pending) {
+    if (length % 8 != 0 || length > SUB_RECORD_MAX + sizeof(struct sub_record))
+        return false;
+    if (!has_short_records(reader))
+        return length >= sizeof(struct sub_record);
+    if (pending)
+        return length >= sizeof(struct sub_look);
+    if (head->type == SUB_LOOK)
+        return head->bytes <= SUB_STRING_MAX &&
+               length == sizeof(struct sub_look) + ((head->bytes + 7u) & ~7u);
+    return length >= sizeof(struct sub_record);
+}
+
 const struct sub_record *reader_next(struct reader *reader) {
     for (;;) {
         if (reader->fd < 0 && !next_file(reader))
             return NULL;
-        uint32_t length;
-        if (!fill(reader, sizeof(struct sub_record))) {
+        struct sub_look head;
+        if (!fill(reader, sizeof(head))) {
             leave_file(reader);
             continue;
         }
-        memcpy(&length, reader->bytes + reader->at, sizeof(length));
+        memcpy(&head, reader->bytes + reader->at, sizeof(head));
+        uint32_t length = head.length;
         if (length == 0) {
             leave_file(reader);
             continue;
         }
         bool pending = (length & SUB_LENGTH_PENDING) != 0;
         length &= ~SUB_LENGTH_PENDING;
-        if (length < sizeof(struct sub_record) || length % 8 != 0 ||
-            length > SUB_RECORD_MAX + sizeof(struct sub_record) || !fill(reader, length)) {
+        if (!is_length(reader, &head, length, pending) || !fill(reader, length)) {
             reader->corrupt = true;
             leave_file(reader);
             continue;
         }
         /* Records are multiples of eight bytes in a buffer that malloc aligned: at stays aligned. */
-        const void *record = reader->bytes + reader->at;
+        const struct sub_record *record = (const void *)(reader->bytes + reader->at);
         reader->at += length;
         if (pending) {
             reader->torn++;
+            reader->sequence++;
             continue;
         }
+        if (head.type == SUB_LOOK && has_short_records(reader)) {
+            record = expand(reader, (const void *)record);
+        } else {
+            reader->sequence = record->sequence;
+            reader->time_ns = record->start_ns + record->elapsed_ns;
+        }
+        reader->sequence++;
         return record;
     }
 }

@@ -87,7 +87,8 @@ static bool read_header(struct segments *segments, int directory, const char *na
     file_close(fd);
     if ((whole || status.bytes == 0) && take_unborn(segments, name, &header, status.bytes))
         return false;
-    if (!whole || header.magic != SUB_SEGMENT_MAGIC || header.version != SUB_SEGMENT_VERSION ||
+    if (!whole || header.magic != SUB_SEGMENT_MAGIC ||
+        (header.version != SUB_SEGMENT_VERSION && header.version != SUB_SEGMENT_VERSION_BEFORE) ||
         header.header_bytes < sizeof(header) || header.header_bytes % 8 != 0 ||
         status.bytes > SEGMENT_SIZE_MAX) {
         segments->foreign++;
@@ -102,6 +103,7 @@ static bool read_header(struct segments *segments, int directory, const char *na
     segment->self = header.self;
     segment->chain = header.chain;
     segment->index = header.index;
+    segment->version = header.version;
     segment->state = header.state;
     segment->flags = header.flags;
     segment->classes_off = header.classes_off;

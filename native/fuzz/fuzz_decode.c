@@ -128,6 +128,25 @@ static void keep_segment(const void *bytes, size_t length, bool misnamed) {
     segment_name(file->name, &header.self, header.chain, header.index);
 }
 
+/* A short record, of the numbers of a long one. */
+static void build_look(struct buffer *out, struct input *input, const struct sub_record *record) {
+    static const char zeros[8];
+    struct sub_look look = {.type = SUB_LOOK,
+                            .bytes = (uint16_t)take(input, 1),
+                            .calls = record->tid,
+                            .failed = record->flags,
+                            .dirfd = record->arg[0],
+                            .last = (uint32_t)record->elapsed_ns};
+    if (look.bytes > (size_t)(input->end - input->at))
+        look.bytes = (uint16_t)(input->end - input->at);
+    look.length = (uint32_t)sizeof(look) + ((look.bytes + 7u) & ~7u);
+    json_raw(out, (const char *)&look, sizeof(look));
+    if (look.bytes != 0)
+        json_raw(out, (const char *)input->at, look.bytes);
+    json_raw(out, zeros, -look.bytes & 7u);
+    input->at += look.bytes;
+}
+
 /* A record with any content in room of the right size. */
 static void build_record(struct buffer *out, struct input *input) {
     struct sub_record record = {.type = (uint16_t)take(input, 1), .op = (uint16_t)take(input, 2)};
@@ -143,6 +162,10 @@ static void build_record(struct buffer *out, struct input *input) {
         record.arg[i] = (int8_t)take(input, 1);
     if (record.arg[0] == -1)
         record.arg[0] = -100; /* AT_FDCWD */
+    if (record.type == SUB_LOOK) {
+        build_look(out, input, &record);
+        return;
+    }
     size_t start = out->used;
     json_raw(out, (const char *)&record, sizeof(record));
     for (uint32_t i = 0; i < fields; i++) {
@@ -181,6 +204,8 @@ static void build_segment(struct input *input) {
         .classes_off = (uint32_t)take(input, 1),
         .lost = take(input, 1),
     };
+    if ((header.state & 0x80u) != 0)
+        header.version = SUB_SEGMENT_VERSION_BEFORE;
     json_raw(&out, (const char *)&header, sizeof(header));
     while (input->at < input->end && out.used < FILE_BYTES)
         build_record(&out, input);

@@ -46,6 +46,14 @@ def _record(
     return head + b"".join(bytes((tag, len(value))) + value for tag, value in fields)
 
 
+def _look(path: bytes, *, dirfd: int = -1) -> bytes:
+    """What build_look reads."""
+    head = struct.pack(
+        "<BHBBBHBbBB4b", sf.LOOK, 0, 0, 1, 2, 0, 1, 0, 0, 0, dirfd, 0, 0, 0
+    )  # fmt: skip
+    return head + bytes((len(path),)) + path
+
+
 def _hello(pid: int, ppid: int = 1) -> bytes:
     body = sf.HELLO.pack(7, 5, 9, 1, ppid, 0o22, 2 * 10**18, 100, 0, 1)
     fields = ((10, body), (5, b"/w"), (6, b"sh\0-c\0"), (7, b"../bin/sh"))
@@ -95,6 +103,11 @@ def seeds() -> dict[str, bytes]:
     places += _record(10, 45, ((1, b"g"), (16, b"abcdefgh")), arg=(5, 0, 0, 0))
     places += _record(14, 116, ((1, b"sub"),), result=0)
 
+    looks = _head(10) + _hello(10) + _look(b"a.txt") + _look(b"/etc/x") + _look(b"")
+    looks += _record(10, 45, ((1, b"f"), (3, b"/w/d"), (16, b"\6" + bytes(7))), arg=(5, 0, 0, 0))
+    looks += _look(b"below", dirfd=5) + _record(10, 40, ((1, b"/a"),), sequence=9)
+    before = _head(11, state=0x80) + _hello(11) + _look(b"x" * 60) + _record(10, 40, ((1, b"/a"),))
+
     first = _head(10, state=1) + _hello(10) + _record(10, 40, ((1, b"/a"),), sequence=1)
     third = _head(10, index=2) + _record(10, 40, ((1, b"/b"),), sequence=99)
     child = _head(11) + _hello(11, 10) + _record(9, 32, (), result=12, arg=(0, 0, 0, 0))
@@ -117,6 +130,7 @@ def seeds() -> dict[str, bytes]:
         "network": bytes((0, 0)) + _part(_RECORDS, network),
         "sums": bytes((8, 127)) + _part(_RECORDS, sums),
         "places": bytes((0, 0)) + _part(_RECORDS, places),
+        "looks": bytes((0, 0)) + _part(_RECORDS, looks) + _part(_RECORDS, before),
         "gaps": bytes((2, 9)) + _part(_RECORDS, first) + _part(_RECORDS, third),
         "ledger": bytes((3, 9)) + two + _kernel(0x13, *world),
         "forged": bytes((3, 9)) + two + _part(_RECORDS, third) + _kernel(0x13, *world),

@@ -33,7 +33,8 @@
 #define SUB_CLASSES_LINK "/run/substrate/classes"
 
 #define SUB_SEGMENT_MAGIC 0x3147455342555353ULL /* "SSUBSEG1" */
-#define SUB_SEGMENT_VERSION 1u
+#define SUB_SEGMENT_VERSION 2u
+#define SUB_SEGMENT_VERSION_BEFORE 1u /* which readers still take: it had no short records */
 
 /* Sizes of the segments of a chain: the first is small because most programs are short. */
 #define SUB_SEGMENT_FIRST (8u << 10)
@@ -100,7 +101,9 @@ struct sub_segment {
     uint32_t classes_off; /* SUB_CLASS_* that the program does not record */
     uint32_t reserved32;
     uint64_t sources; /* the writer's own: where its SUB_SOURCES is */
-    uint64_t reserved[18];
+    uint32_t changes; /* the writer's own: of its working directory, as far as records tell here */
+    uint32_t reserved32_2;
+    uint64_t reserved[17];
 };
 _Static_assert(sizeof(struct sub_segment) == 240, "the segment header is part of the format");
 
@@ -128,6 +131,7 @@ enum sub_record_type {
     SUB_STAT = 21,        /* arg[0]: dirfd; paths as in SUB_OPEN; SUB_TAG_STAT_COUNTS */
     SUB_TRANSFER = 22,    /* arg[0]: descriptor; SUB_TAG_TRANSFER_COUNTS */
     SUB_SOURCES = 23,     /* SUB_TAG_SOURCE_COUNTS */
+    SUB_LOOK = 24,        /* a struct sub_look: a SUB_STAT in a third of the room */
 };
 
 /*
@@ -174,6 +178,23 @@ struct sub_record {
     int32_t arg[4];
 };
 _Static_assert(sizeof(struct sub_record) == 64, "the record header is part of the format");
+
+/*
+ * A sum of look-ups of one path, as SUB_STAT, for the most frequent case: nothing about it is
+ * unusual, and where a relative path starts is explained (as with SUB_FLAG_BELOW). It happened after
+ * the record in front of it; what else it does not say, nobody asks of a look-up. It is claimed as
+ * any record is, and counts in `sequence`.
+ */
+struct sub_look {
+    uint32_t length;
+    uint16_t type;
+    uint16_t bytes; /* of the path, which follows, padded with zeros to eight bytes */
+    uint32_t calls, failed;
+    int32_t dirfd;
+    uint32_t last; /* when the last call was: SUB_LOOK_TICK_BITS, since the segment was made */
+};
+_Static_assert(sizeof(struct sub_look) == 24, "the head of a look is part of the format");
+#define SUB_LOOK_TICK_BITS 20 /* of about a millisecond each: the clock asked has no finer ones */
 
 /* After the header: fields, each padded with zeros to eight bytes. */
 struct sub_field {

@@ -98,14 +98,8 @@ struct place {
     uint64_t id; /* 0: none */
     char *path;
     size_t length;  /* 0: explained before */
-    uint32_t asked; /* when the kernel said so, as PLACE_AGE */
+    uint32_t asked; /* when the kernel said so, as SUB_PLACE_AGE */
 };
-
-/*
- * Other processes rename directories too. Nobody tells us, so what a descriptor leads to is asked
- * again after two of these, 134 ms at most: a path is never older than that.
- */
-#define PLACE_AGE(ns) ((uint32_t)((ns) >> 26))
 
 /*
  * The number itself, and not 0: each chain says anew what it leads to when that changes. 0 for a
@@ -125,8 +119,7 @@ static bool is_known_place(struct place *place, uint64_t now) {
         const struct sub_place_slot *slot =
             &sub_place_slots(base)[(uint32_t)place->descriptor % SUB_PLACE_SLOTS];
         place->asked = slot->asked;
-        known = slot->id == place->id && slot->state == sub_descriptor_state(place->descriptor) &&
-                PLACE_AGE(now) - slot->asked < 2;
+        known = sub_is_explained(slot, place->descriptor, now);
     }
     sub_release();
     return known;
@@ -157,7 +150,7 @@ static bool find_place(int descriptor, struct sub_text path, struct place *place
     place->id = place_id(descriptor);
     if (place->id != 0 && is_known_place(place, now))
         return true;
-    place->asked = PLACE_AGE(now);
+    place->asked = SUB_PLACE_AGE(now);
     place->length = sub_descriptor_path(descriptor, place->path, size);
     if (place->length == 0)
         place->id = 0;

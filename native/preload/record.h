@@ -146,14 +146,13 @@ static inline struct sub_record *sub_claim(uint32_t length) {
         return NULL;
     struct sub_record *record = (struct sub_record *)(void *)(base + position);
     record->length = length | SUB_LENGTH_PENDING;
-    record->sequence = SUB_CLAIM_SEQUENCE(claim);
+    if (length >= sizeof(*record)) /* of a long struct sub_look this is overwritten by the path */
+        record->sequence = SUB_CLAIM_SEQUENCE(claim);
     return record;
 }
 
-/* Starts a record with `fields` bytes of fields; NULL when it is lost (and counted). */
-static inline struct sub_record *sub_begin_at(uint16_t type, uint16_t op, uint64_t start_ns,
-                                              uint64_t end, uint32_t fields) {
-    uint32_t length = (uint32_t)sizeof(struct sub_record) + fields;
+/* Room in this segment or the next; NULL when it is lost (and counted). */
+static inline struct sub_record *sub_begin_bytes(uint32_t length) {
     struct sub_record *record = NULL;
     if (likely(sub_self.generation == sub_process->generation)) {
         sub_self.open++;
@@ -161,11 +160,15 @@ static inline struct sub_record *sub_begin_at(uint16_t type, uint16_t op, uint64
         if (unlikely(record == NULL))
             sub_self.open--;
     }
-    if (unlikely(record == NULL)) {
-        record = sub_begin_slow(length);
-        if (record == NULL)
-            return NULL;
-    }
+    return likely(record != NULL) ? record : sub_begin_slow(length);
+}
+
+/* Starts a record with `fields` bytes of fields; NULL when it is lost (and counted). */
+static inline struct sub_record *sub_begin_at(uint16_t type, uint16_t op, uint64_t start_ns,
+                                              uint64_t end, uint32_t fields) {
+    struct sub_record *record = sub_begin_bytes((uint32_t)sizeof(struct sub_record) + fields);
+    if (unlikely(record == NULL))
+        return NULL;
     record->type = type;
     record->op = op;
     record->start_ns = start_ns;
@@ -214,13 +217,17 @@ struct sub_text {
  * After a call that succeeded or failed with the usual look-up errors the kernel or libc has read
  * the string; after other errors it may not have, so ask first.
  */
+static inline bool sub_was_read(int error) {
+    return likely(error == 0 || error == ENOENT || error == EEXIST || error == EACCES ||
+                  error == ENOTDIR || error == ELOOP || error == ENODATA);
+}
+
 static inline struct sub_text sub_text(const char *string, int error) {
     struct sub_text text = {NULL, 0, 0};
     if (string == NULL)
         return text;
     size_t length;
-    if (likely(error == 0 || error == ENOENT || error == EEXIST || error == EACCES ||
-               error == ENOTDIR || error == ELOOP))
+    if (sub_was_read(error))
         length = strnlen(string, SUB_STRING_MAX);
     else
         length = sub_readable_string(string, SUB_STRING_MAX);

@@ -13,6 +13,10 @@
 #ifndef SUBSTRATE_PRELOAD_SUMS_H
 #define SUBSTRATE_PRELOAD_SUMS_H
 
+#include <time.h>
+
+#include "descriptors.h"
+#include "process.h"
 #include "record.h"
 
 struct sub_slot {
@@ -20,11 +24,17 @@ struct sub_slot {
     uint32_t at; /* of the record, in units of eight bytes; 0: none */
 };
 
+/*
+ * Other processes rename directories too. Nobody tells us, so what a descriptor leads to is asked
+ * again after two of these, 134 ms at most: a path is never older than that.
+ */
+#define SUB_PLACE_AGE(ns) ((uint32_t)((ns) >> 26))
+
 /* A descriptor whose path a record of this segment says. */
 struct sub_place_slot {
     uint64_t id;    /* SUB_TAG_DIRECTORY_ID */
     uint32_t state; /* sub_descriptor_state: with another one it is another file */
-    uint32_t asked; /* when the kernel said where that is */
+    uint32_t asked; /* when the kernel said where that is, as SUB_PLACE_AGE */
 };
 
 #define SUB_PLACE_SLOTS 16u
@@ -43,6 +53,14 @@ static inline uint32_t sub_header_bytes(uint64_t segment_size) {
 
 static inline struct sub_place_slot *sub_place_slots(unsigned char *base) {
     return (struct sub_place_slot *)(void *)(base + sizeof(struct sub_segment));
+}
+
+/* Says the slot where the descriptor leads, and not since too long ago? */
+static inline bool sub_is_explained(const struct sub_place_slot *slot, int descriptor,
+                                    uint64_t now) {
+    return slot->id == (uint32_t)descriptor + 1u &&
+           slot->state == sub_descriptor_state(descriptor) &&
+           (int32_t)(SUB_PLACE_AGE(now) - slot->asked) < 2; /* a coarse clock may be behind */
 }
 
 /* `index` is taken modulo the size of the table. */
@@ -88,6 +106,14 @@ static inline void sub_add(uint64_t *sum, uint64_t more) {
 #endif
 }
 
+static inline void sub_add_short(uint32_t *sum, uint32_t more) {
+#if defined(__x86_64__)
+    __asm__ volatile("addl %1, %0" : "+m"(*sum) : "er"(more) : "cc");
+#else
+    __atomic_fetch_add(sum, more, __ATOMIC_RELAXED);
+#endif
+}
+
 /* Where a new record is to be found again. */
 struct sub_sum {
     unsigned table;
@@ -99,6 +125,32 @@ struct sub_sum {
 
 /* Lets later calls find a record that is not committed yet. */
 void sub_remember(const struct sub_record *record, const struct sub_sum *sum);
+
+/* What the slot leads to, if that has so many bytes; the segment is held. */
+static inline void *sub_found_bytes(unsigned char *base, const struct sub_sum *sum,
+                                    uint32_t bytes) {
+    if (unlikely(base == NULL))
+        return NULL;
+    const struct sub_slot *slot = sub_slot_at(base, sum->table, sum->index);
+    uint64_t at = (uint64_t)slot->at * 8;
+    if (slot->key != sum->key || at == 0 ||
+        unlikely(at + bytes > ((const struct sub_segment *)(const void *)base)->size))
+        return NULL;
+    return base + at;
+}
+
+struct sub_record *sub_found_sum(unsigned char *base, const struct sub_sum *sum, uint16_t type);
+
+/* The precise clock costs ten times what an addition does. */
+static inline uint64_t sub_coarse_now(void) {
+    return sub_clock(CLOCK_MONOTONIC_COARSE);
+}
+
+/* A child that borrows the memory has come and gone without a hook noticing its end. */
+static inline void sub_settle_vfork(void) {
+    if (unlikely(sub_self.check != 0))
+        sub_vfork_child();
+}
 
 /* --- sources ---------------------------------------------------------------------------------- */
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.native.segment_files import FIELD, HEADER, MAGIC, RECORD
+from tests.native.segment_files import FIELD, HEADER, LOOK, LOOK_HEAD, MAGIC, RECORD
 
 _EVENTS = Path(__file__).resolve().parents[2] / "native" / "include" / "events.h"
 
@@ -85,6 +85,18 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 7) & ~7
 
 
+def _look(data: bytes, pid: int, at_ns: int) -> Record:
+    """A short record as the whole one that it stands for."""
+    _, _, path_bytes, calls, failed, dirfd, _ = LOOK_HEAD.unpack_from(data)
+    path = data[LOOK_HEAD.size : LOOK_HEAD.size + path_bytes]
+    assert not any(data[LOOK_HEAD.size + path_bytes :]), "padding that is not zeros"
+    counts = struct.pack("<3Q", calls, failed, at_ns)
+    return Record(
+        "stat", "none", 0, 0, 0, 0, pid, at_ns, 0, (dirfd, 0, 0, 0),
+        ((STAT_COUNTS, counts), (PATH, path)),
+    )  # fmt: skip
+
+
 def read_records(directory: Path) -> list[Record]:
     """All records of all segments in a directory, by time."""
     found = []
@@ -94,15 +106,22 @@ def read_records(directory: Path) -> list[Record]:
         data = path.read_bytes()
         head = HEADER.unpack_from(data)
         assert head[0] == MAGIC
-        at, pid = head[2], head[7]
-        while at + RECORD.size <= len(data):
+        at, pid, ended_ns = head[2], head[7], head[11]
+        while at + LOOK_HEAD.size <= len(data):
+            word, kind = struct.unpack_from("<IH", data, at)
+            if kind == LOOK:
+                if not word >> 31:
+                    found.append(_look(data[at : at + word], pid, ended_ns))
+                at += word & 0x7FFFFFFF
+                continue
+            if word == 0:
+                break
             length, kind, op, start, elapsed, result, _, tid, error, flags, *arg = (
                 RECORD.unpack_from(data, at)
             )
             pending, length = length >> 31, length & 0x7FFFFFFF
-            if length == 0:
-                break
             if not pending:
+                ended_ns = start + elapsed
                 fields = tuple(_fields(data[at + RECORD.size : at + length]))
                 found.append(
                     Record(

@@ -13,12 +13,13 @@ from pathlib import Path
 HEADER = struct.Struct("<QHHIQ QQiI IIQII Q I 156x")
 RECORD = struct.Struct("<IHHQQqIIiI4i")
 FIELD = struct.Struct("<HHI")
+LOOK_HEAD = struct.Struct("<IHHIIiI")
 HELLO = struct.Struct("<QQiI iIQQII")
 MAGIC = 0x3147455342555353
 
 HELLO_TYPE, FORK, EXEC, SPAWN, EXIT, WAIT, OPEN, MUTATE = 1, 2, 4, 6, 8, 9, 10, 11
 CONNECT, CHDIR, BIND, LISTEN, ACCEPT, THREAD, LOAD, DUP = 12, 14, 15, 16, 17, 18, 19, 20
-STAT, TRANSFER, SOURCES = 21, 22, 23
+STAT, TRANSFER, SOURCES, LOOK = 21, 22, 23, 24
 PATH, PATH2, DIRECTORY, CWD, ARGV, EXE, HELLO_TAG, ADDRESS = 1, 2, 3, 5, 6, 7, 10, 11
 KEY, DIRECTORY_ID, LIBRARIES, STAT_COUNTS, TRANSFER_COUNTS, SOURCE_COUNTS = 15, 16, 18, 19, 20, 21
 UNNAMED = 16  # a flag of records
@@ -79,6 +80,7 @@ class Segment:
     lost: int = 0
     first_sequence: int = 0
     classes_off: int = 0
+    version: int = 2
 
     def hello(
         self,
@@ -139,6 +141,15 @@ class Segment:
             )
         )
 
+    def look(
+        self, path: bytes, *, calls: int = 1, failed: int = 0, dirfd: int = AT_FDCWD, last: int = 0
+    ) -> Segment:
+        """Add a sum of look-ups as a short record."""
+        padded = path + bytes(-len(path) % 8)
+        length = LOOK_HEAD.size + len(padded)
+        head = LOOK_HEAD.pack(length, LOOK, len(path), calls, failed, dirfd, last)
+        return self.add(head + padded)
+
     def add(self, data: bytes) -> Segment:
         """Add bytes as they are."""
         self.records.append(data)
@@ -154,14 +165,14 @@ class Segment:
         # The writer's count of its claims, which it goes on with in the next segment.
         body = b"".join(
             data[:32] + struct.pack("<I", self.first_sequence + number) + data[36:]
-            if len(data) >= RECORD.size
+            if len(data) >= RECORD.size and data[4:6] != struct.pack("<H", LOOK)
             else data
             for number, data in enumerate(self.records)
         )
         head = HEADER.pack(
-            MAGIC, 1, HEADER.size, 0, size, self.namespace, self.start, self.pid, self.exec_number,
-            self.chain, self.index, self.created, self.first_sequence, self.state, self.lost,
-            self.classes_off,
+            MAGIC, self.version, HEADER.size, 0, size, self.namespace, self.start, self.pid,
+            self.exec_number, self.chain, self.index, self.created, self.first_sequence, self.state,
+            self.lost, self.classes_off,
         )  # fmt: skip
         return (head + body).ljust(size, b"\0")
 

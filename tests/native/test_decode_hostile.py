@@ -101,6 +101,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     )
     made.call(sf.MUTATE, "rename", (sf.PATH, b"/d"), (sf.PATH2, b"/e"))
     made.call(sf.STAT, "stat", (sf.PATH, b"x"), (sf.STAT_COUNTS, bytes(24)))
+    made.look(b"y", calls=2).look(b"/z/.", failed=1).look(b"x", dirfd=4)
     made.call(sf.TRANSFER, "read", (sf.TRANSFER_COUNTS, bytes(40)), arg=(3, 0, 0, 0))
     made.call(sf.SOURCES, "time", (sf.SOURCE_COUNTS, bytes(64)))
     made.call(sf.LOAD, "dlopen", (sf.LIBRARIES, b"/a\0/b\0"))
@@ -195,14 +196,39 @@ def test_lengths_that_lie_end_a_segment(checked_decoder: Path, segments: Path) -
     assert json.loads(result[2])["corrupt_segments"] == 7
 
 
-def test_a_record_that_was_never_finished_is_stepped_over(segments: Path) -> None:
+@pytest.mark.parametrize(
+    "unfinished",
+    [
+        sf.record(sf.OPEN, sf.OP_OPEN, at=5, fields=sf.text(1, b"/half")),
+        struct.pack("<I28x", 32),  # of a look, whose type is not there yet
+        Segment(10).look(b"/half").records[0],
+    ],
+)
+def test_a_record_that_was_never_finished_is_stepped_over(
+    segments: Path, unfinished: bytes
+) -> None:
     segment = Segment(10).hello().open(b"/before")
-    unfinished = bytearray(sf.record(sf.OPEN, sf.OP_OPEN, at=5, fields=sf.text(1, b"/half")))
-    unfinished[3] |= 0x80
-    segment.add(bytes(unfinished)).open(b"/after").write(segments)
+    unfinished = unfinished[:3] + bytes((unfinished[3] | 0x80,)) + unfinished[4:]
+    segment.add(unfinished).open(b"/after").write(segments)
     summary, events = decode(segments)
     assert [e["path"] for e in events if e.get("syscall") == "open"] == ["/before", "/after"]
     assert summary.torn == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "path_bytes"), [(24, 1), (32, 0), (32, 9), (40, 8), (56, 1), (4200, 4097)]
+)
+def test_looks_whose_lengths_lie_end_a_segment(
+    checked_decoder: Path, segments: Path, length: int, path_bytes: int
+) -> None:
+    segment = Segment(10).hello().open(b"/before")
+    head = sf.LOOK_HEAD.pack(length, sf.LOOK, path_bytes, 1, 0, -100, 0)
+    segment.add(head.ljust(length, b"x")).open(b"/after").write(segments)
+    result = _run(checked_decoder, segments)
+    _assert_sane(result)
+    assert b'"/before"' in result[1]
+    assert b'"/after"' not in result[1]
+    assert json.loads(result[2])["corrupt_segments"] == 1
 
 
 @pytest.mark.parametrize("seed", range(30))

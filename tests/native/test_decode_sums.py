@@ -77,6 +77,52 @@ def test_stats_and_transfers_of_a_file_become_one_line(segments: Path) -> None:
     assert summary.events_total == 1  # the open: sums are no events
 
 
+def test_short_records_of_looks_are_sums_like_the_whole_ones(segments: Path) -> None:
+    segment = Segment(10).hello(cwd=b"/work")
+    segment.look(b"a.txt", calls=3, failed=1, last=7).look(b"/work/./a.txt")
+    segment.call(sf.STAT, "stat", (sf.PATH, b"a.txt"), _stats(4))
+    segment.call(
+        sf.STAT, "fstatat", (sf.PATH, b"b"), (sf.DIRECTORY, b"/d"),
+        (sf.DIRECTORY_ID, struct.pack("<Q", 6)), _stats(1), arg=_fd(5),
+    )  # fmt: skip
+    segment.look(b"b", dirfd=5).look(b"no/where", dirfd=9).open(b"/x").write(segments)
+    summary, events = decode(segments)
+    lines = {line.get("path"): line for line in _of(events, "file_summary")}
+    assert _pick(lines["/work/a.txt"], "stat_calls", "stat_failed") == (8, 1)
+    assert _pick(lines["/d/b"], "stat_calls", "stat_failed") == (2, 0)
+    assert dict(summary.counts)["stat"] == 11
+    assert (summary.processes[0].coverage, summary.events_total) == ("full", 1)
+
+
+def test_looks_come_after_the_record_in_front_of_them(segments: Path) -> None:
+    created = 1_000_000
+    Segment(10).hello(cwd=b"/").open(b"/1", at=created + 10).look(b"before").write(segments)
+    other = Segment(10, chain=1)
+    other.call(sf.CHDIR, "chdir", (sf.PATH, b"/w"), at=created + 100)
+    other.look(b"after").write(segments)
+    _, events = decode(segments)
+    assert {line["path"] for line in _of(events, "file_summary")} == {"/before", "/w/after"}
+
+
+def test_looks_count_among_the_records_of_a_chain(segments: Path) -> None:
+    first = Segment(10, state=sf.CONTINUED).hello()
+    for _ in range(40):
+        first.look(b"/x")
+    first.write(segments)
+    Segment(10, index=1, first_sequence=41).look(b"/y").write(segments)
+    summary, _ = decode(segments)
+    assert (summary.processes[0].coverage, summary.lost) == ("full", 0)
+
+
+def test_segments_of_the_version_before_are_read(segments: Path) -> None:
+    segment = Segment(10, version=1).hello(cwd=b"/work").open(b"/x")
+    segment.call(sf.STAT, "stat", (sf.PATH, b"a.txt"), _stats(4)).write(segments)
+    Segment(11, version=3).hello().open(b"/of-the-next").write(segments)
+    summary, events = decode(segments)
+    assert [line["path"] for line in _of(events, "file_summary")] == ["/work/a.txt"]
+    assert (summary.events_total, summary.foreign_files) == (1, 1)
+
+
 def test_sums_follow_descriptors_through_time(segments: Path) -> None:
     segment = Segment(10).hello()
     segment.call(sf.TRANSFER, "write", _moved(writes=1, written=1), arg=_fd(1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,24 @@ def test_a_number_that_is_used_again_begins_another_sum(program: Path, tmp_path:
 def test_cancellation_passes_through_a_hook(program: Path, tmp_path: Path) -> None:
     _, records = _run(program, "cancelled", tmp_path)
     assert sum(r.type == "thread" for r in records) == 50
+
+
+def test_first_looks_at_many_files_take_little_room(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "seg")
+    looks = """
+import os
+for number in range(3000):
+    try:
+        os.stat(f"/tmp/{number}")
+    except FileNotFoundError:
+        pass
+    os.path.exists(f"./{number}")
+"""
+    done = recorder.run([sys.executable, "-S", "-c", looks], cwd=tmp_path)
+    assert done.returncode == 0
+    stats = add_up(read_records(recorder.segments)).stats
+    assert [stats[f"/tmp/{number}"] for number in range(3000)] == [(1, 1)] * 3000
+    assert [stats[f"./{number}"] for number in range(3000)] == [(1, 1)] * 3000
+    data = b"".join(path.read_bytes() for path in recorder.segments.iterdir())
+    short = re.findall(rb"(?=\x18\0.\0.{16}(?:/tmp/|\./)[0-9])", data, re.DOTALL)
+    assert len(short) >= 5990
