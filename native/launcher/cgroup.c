@@ -2,8 +2,11 @@
 #include "cgroup.h"
 
 #include <dirent.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/sysinfo.h>
 
 const char *const controller_names[CONTROLLERS] = {"memory", "cpu", "pids"};
@@ -339,13 +342,44 @@ void cgroup_release(struct box_cgroups *made) {
 }
 
 /* Version 1 cannot clone into a cgroup. Before the init has any child. */
+/*
+ * A process that moves waits for an RCU grace period (cgroup_threadgroup_rwsem), some 10 ms. So
+ * another does it while the caller goes on; its end of the socket tells what came of it.
+ */
 int cgroup_enter(const struct box_cgroups *cgroups, pid_t init, struct fail *fail) {
-    char pid[16];
-    int length = snprintf(pid, sizeof pid, "%d", init);
-    for (int i = 0; i < CONTROLLERS; i++)
-        if (cgroups->attach[i] >= 0 && write(cgroups->attach[i], pid, (size_t)length) != length)
-            return fail_set(fail, errno, "entering the %s cgroup", controller_names[i]);
-    return 0;
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+        return fail_set(fail, errno, "socketpair");
+    pid_t mover = (pid_t)clone_process(0, NULL, -1);
+    if (mover == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        struct fail found = {.op = -1};
+        char pid[16];
+        int length = snprintf(pid, sizeof pid, "%d", init);
+        for (int i = 0; i < CONTROLLERS; i++)
+            if (cgroups->attach[i] >= 0 && write(cgroups->attach[i], pid, (size_t)length) != length)
+                fail_set(&found, errno, "entering the %s cgroup", controller_names[i]);
+        _exit(send(ends[1], &found, sizeof found, MSG_NOSIGNAL) == sizeof found ? 0 : 1);
+    }
+    int error = errno;
+    close(ends[1]);
+    if (mover > 0)
+        return ends[0];
+    close(ends[0]);
+    return fail_set(fail, error, "clone3");
+}
+
+int cgroup_entered(int entered, struct fail *fail) {
+    struct fail found;
+    ssize_t got;
+    do
+        got = recv(entered, &found, sizeof found, 0);
+    while (got < 0 && errno == EINTR);
+    if (got != sizeof found)
+        return fail_set(fail, 0, "entering the cgroups ended early");
+    if (found.text[0])
+        *fail = found;
+    return found.text[0] ? -1 : 0;
 }
 
 /*

@@ -182,8 +182,10 @@ void cgroup_find(void);
 int cgroup_make(const char *world_id, uint32_t owner, const struct sub_limits *limits,
                 struct box_cgroups *made, struct fail *fail);
 void cgroup_release(struct box_cgroups *made);
-/* By the stage: at once, and when the init has its namespaces. */
+/* By the stage: begun at once (a descriptor to ask of it), waited for, and when the init has its
+ * namespaces. */
 int cgroup_enter(const struct box_cgroups *cgroups, pid_t init, struct fail *fail);
+int cgroup_entered(int entered, struct fail *fail);
 int cgroup_settle(const struct box_cgroups *cgroups, pid_t init, const struct sub_limits *limits,
                   struct fail *fail);
 int cgroup_limit(const char *world_id, const struct sub_limits *limits, struct fail *fail);

@@ -28,7 +28,7 @@
 #include <sys/syscall.h>
 
 /* Words between the stage and the init-to-be; each packet is one byte, plus a descriptor with GO. */
-enum word { WORD_MAPPED = 'm', WORD_NAMESPACES = 'n', WORD_GO = 'g' };
+enum word { WORD_MAPPED = 'm', WORD_ENTERED = 'c', WORD_NAMESPACES = 'n', WORD_GO = 'g' };
 
 int64_t clone_process(uint64_t flags, int *pidfd, int cgroup_fd) {
     struct clone_args arguments = {
@@ -202,10 +202,15 @@ static int build_init(const struct stage_request *request, int words, struct fai
     /* Ids 0 of the box: what is made from here on belongs to its root, not to an unmapped id. */
     if (spec->range && (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0)))
         return fail_set(fail, errno, "becoming root of the box");
-    if (unshare(CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP))
-        return fail_set(fail, errno, "unshare(NEWIPC|NEWUTS|NEWCGROUP)");
+    if (unshare(CLONE_NEWIPC | CLONE_NEWUTS))
+        return fail_set(fail, errno, "unshare(NEWIPC|NEWUTS)");
     if (sethostname(spec->hostname, strlen(spec->hostname)))
         return fail_set(fail, errno, "sethostname %s", spec->hostname);
+    /* Its cgroups of now are the roots of what the namespace shows (cgroup_namespaces(7)). */
+    if (await_word(words, WORD_ENTERED, NULL))
+        return fail_set(fail, 0, "the staging process ended early");
+    if (unshare(CLONE_NEWCGROUP))
+        return fail_set(fail, errno, "unshare(NEWCGROUP)");
     int last_pid_fd = -1;
     if (say_word(words, WORD_NAMESPACES, -1) || await_word(words, WORD_GO, &last_pid_fd))
         return fail_set(fail, 0, "the staging process ended early");
@@ -366,7 +371,8 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
     close(words[1]);
     struct stage_report message = {.kind = STAGE_INIT_PID, .init_pid = *init};
     report(request->report, &message, NULL, 0);
-    if (cgroup_enter(request->cgroups, *init, fail))
+    SUB_AUTO_FD entered = cgroup_enter(request->cgroups, *init, fail);
+    if (entered < 0)
         return -1;
 
     char pid[16], path[32];
@@ -393,7 +399,9 @@ static int stage_box(const struct stage_request *request, bool rootless, struct 
     int segments = -1, last_pid = -1;
     if (build_tree(request, &tree))
         return -1;
-    if (await_word(words[0], WORD_NAMESPACES, NULL))
+    if (cgroup_entered(entered, fail))
+        return -1;
+    if (say_word(words[0], WORD_ENTERED, -1) || await_word(words[0], WORD_NAMESPACES, NULL))
         return fail_set(fail, 0, "the init ended early");
     if (cgroup_settle(request->cgroups, *init, &request->spec->limits, fail))
         return -1;

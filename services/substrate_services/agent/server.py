@@ -122,12 +122,20 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         world = worlds_pb2.CreateWorldRequest()
         world.CopyFrom(request.world)
         world.request_id = world.request_id or request.request_id
-        session = await self._session_for(world)
+        session = self._session_for(world)
         world.session_id = session.session_id
-        answer = await self._world.CreateWorld(
-            world, metadata=(("traceparent", _traceparent(session)),), timeout=_left(context)
-        )
+        # The disk is waited for while the world is made.
+        kept = asyncio.create_task(self._sessions.keep())
+        try:
+            answer = await self._world.CreateWorld(
+                world, metadata=(("traceparent", _traceparent(session)),), timeout=_left(context)
+            )
+        finally:
+            await asyncio.wait([kept])
         world_id = answer.world.world_id
+        if kept.exception() is not None:
+            await self._world.RemoveWorld(worlds_pb2.RemoveWorldRequest(world_id=world_id))
+            kept.result()
         self._sessions.add_world(session.session_id, world_id)
         if self._sessions.get(session.session_id).ended_at is not None and not world.keep:
             # It ended meanwhile, and with it all its worlds but this one.
@@ -169,14 +177,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         kinds = {"agent_event", "world_created"}
         return [line.value for line in self._reader.lines() if line.event_type in kinds]
 
-    async def _session_for(self, world: worlds_pb2.CreateWorldRequest) -> Session:
+    def _session_for(self, world: worlds_pb2.CreateWorldRequest) -> Session:
         if world.session_id:
             return self._sessions.open(validation.session_id("world.session_id", world.session_id))
         # A repeated request must find the session that the first one made.
         request_id = f"world:{world.request_id}" if world.request_id else ""
-        return await self._sessions.create(
-            SessionRequest(agent_id=world.agent_id, request_id=request_id)
-        )
+        return self._sessions.begin(SessionRequest(agent_id=world.agent_id, request_id=request_id))
 
     async def _worlds_of(self, session_id: str) -> list[worlds_pb2.World]:
         worlds: list[worlds_pb2.World] = []

@@ -98,13 +98,27 @@ class Sessions:
         }
 
     async def create(self, request: SessionRequest) -> Session:
-        """Makes a session and returns once it is on disk.
+        """Makes a session and returns once it is on disk; see :meth:`begin`.
+
+        Raises:
+            JournalFull: no space; the same request may be tried again.
+        """
+        session = self.begin(request)
+        await self.keep()
+        return session
+
+    async def keep(self) -> None:
+        """Returns once all sessions that have begun are on disk. Raises JournalFull."""
+        # Also for a repeated request: the first may have failed here, for want of space.
+        await self._journal.flush()
+
+    def begin(self, request: SessionRequest) -> Session:
+        """Makes a session; nobody is to hear of it before :meth:`keep` has returned.
 
         With a request id that was used before, it is that session again.
 
         Raises:
             ServiceError: ID_REUSED where the id stood for another request.
-            JournalFull: no space; the same request may be tried again.
         """
         known = self._by_request.get(request.request_id) if request.request_id else None
         if known is not None:
@@ -129,8 +143,6 @@ class Sessions:
             self._sessions[session.session_id] = session
             if request.request_id:
                 self._by_request[request.request_id] = session.session_id
-        # Also for a repeated request: the first may have failed here, for want of space.
-        await self._journal.flush()
         return session
 
     def get(self, session_id: str) -> Session:

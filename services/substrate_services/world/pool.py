@@ -174,6 +174,7 @@ class Pool:
         try:
             ground = await asyncio.to_thread(self._preparer.look_again, asked)
             laid = await asyncio.to_thread(self._preparer.lay_ground, ground, directory)
+            await asyncio.to_thread(laid.tree.begin)
             box = await self._backend.create(self._box_spec(world_id, ground, laid))
             # The host may have changed while it was made.
             if (

@@ -22,6 +22,7 @@ from substrate_services.world.basis import Basis
 from substrate_services.world.disk import make_disk, require_disk
 from substrate_services.world.ids import new_id, new_trace_id
 from substrate_services.world.injection import Injection, choose_injection
+from substrate_services.world.layers import walk_directory
 from substrate_services.world.layout import Layout, LayoutRequest, layout_basis, make_layout
 from substrate_services.world.layout_file import save_layout
 from substrate_services.world.limits import NO_LIMITS, Limits
@@ -52,7 +53,6 @@ from substrate_services.world.sources import (
 )
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.tree import WorldTree
-from substrate_services.world.layers import walk_directory
 
 DEFAULT_HOSTNAME = "substrate"
 _MISSING_CHARS = 1_800  # what an error may carry over the wire
@@ -131,7 +131,7 @@ class Laid:
 
     layout: Layout
     injection: Injection
-    home_skeleton: str
+    tree: WorldTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +211,10 @@ class Preparer:
         if plan is not None and source is not None:
             with _not_restorable_without_objects(source.words):
                 fill_home(self._store, plan.base, directory / "fixtures" / "home")
-        laid = Laid(layout, injection, self._put_skeleton(directory))
-        tree = self._tree(laid, home, login_home, mounts)
+        laid = self._laid(
+            directory, layout, injection, home=home, login_home=login_home, mounts=mounts
+        )
+        tree = laid.tree
         if plan is not None and source is not None:
             with _not_restorable_without_objects(source.words):
                 correct(self._store, plan, layout)
@@ -277,7 +279,14 @@ class Preparer:
             project=ground.project,
             mounts=ground.mounts,
         )
-        return Laid(layout, injection, self._put_skeleton(directory))
+        return self._laid(
+            directory,
+            layout,
+            injection,
+            home=ground.home,
+            login_home=ground.login_home,
+            mounts=ground.mounts,
+        )
 
     def on_ground(
         self, request: WorldRequest, world_id: str, ground: Ground, laid: Laid
@@ -292,8 +301,7 @@ class Preparer:
             cwd=os.path.realpath(request.cwd or b"/"),
             limits=ground.limits,
         )
-        tree = self._tree(laid, ground.home, ground.login_home, ground.mounts)
-        return Prepared(spec, laid.layout, tree, fingerprints=None, missing=())
+        return Prepared(spec, laid.layout, laid.tree, fingerprints=None, missing=())
 
     def _basis(
         self, home: bytes, login_home: bytes, project: Project | None, mounts: tuple[BaseMount, ...]
@@ -317,23 +325,28 @@ class Preparer:
         except ProjectRefused as error:
             raise ServiceError("PROJECT_REFUSED", str(error)) from error
 
-    def _put_skeleton(self, directory: Path) -> str:
+    def _laid(
+        self,
+        directory: Path,
+        layout: Layout,
+        injection: Injection,
+        *,
+        home: bytes,
+        login_home: bytes,
+        mounts: tuple[BaseMount, ...],
+    ) -> Laid:
         skeleton = os.fsencode(directory / "fixtures" / "home")
-        return put_directory(self._store, walk_directory(skeleton, self._keep))
-
-    def _tree(
-        self, laid: Laid, home: bytes, login_home: bytes, mounts: tuple[BaseMount, ...]
-    ) -> WorldTree:
         base = BaseRecord(
             mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
-            project=laid.layout.project,
+            project=layout.project,
             home=home,
             login_home=login_home,
-            home_skeleton=laid.home_skeleton,
+            home_skeleton=put_directory(self._store, walk_directory(skeleton, self._keep)),
             fingerprints=None,
             per_directory=self._per_directory,
         )
-        return WorldTree(laid.layout, self._store, base, (os.fsencode(self._home),))
+        tree = WorldTree(layout, self._store, base, (os.fsencode(self._home),))
+        return Laid(layout, injection, tree)
 
     def _spec(
         self,

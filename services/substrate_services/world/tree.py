@@ -130,7 +130,17 @@ class WorldTree:
             self._walks = self._walk_all()
             self._first_walks = self._first_walks or self._walks
             self.first_snapshot = self._put_snapshot(self._first_walks)
-            self.snapshot_id = self._put_snapshot(self._walks)
+            self.snapshot_id = (
+                self.first_snapshot
+                if self._first_walks is self._walks
+                else self._put_snapshot(self._walks)
+            )
+
+    def begin_again(self) -> None:
+        """Begin, where :meth:`begin` was called in advance and nobody has used the tree since."""
+        fingerprints = self._take_fingerprints()
+        if fingerprints != self._fingerprints:  # the host has moved on
+            self.begin(fingerprints)
 
     def resume(
         self,

@@ -281,7 +281,7 @@ class Worlds:
 
     def _begin_pooled(self, request: WorldRequest, pooled: Pooled) -> Prepared:
         prepared = self.preparer.on_ground(request, pooled.world_id, pooled.ground, pooled.laid)
-        prepared.tree.begin()  # the project is as it is now, not as it was when it waited
+        prepared.tree.begin_again()  # with the project as it is now
         return prepared
 
     def _box_spec_of(self, spec: WorldSpec, layout: Layout) -> BoxSpec:
