@@ -98,6 +98,7 @@ COMPONENTS = (
     Component("launcher", "launcher", "substrate-launcher", "musl", shared=False),
     Component("init", "init", "substrate-init", "musl", shared=False),
     Component("decode", "decode", "substrate-decode", "musl", shared=False),
+    Component("walk", "walk", "substrate-walk", "musl", shared=False),
     Component("preload", "preload", "libsubstrate_preload.so", "gnu", shared=True),
     Component("preload-musl", "preload", "libsubstrate_preload-musl.so", "musl", shared=True),
     Component("narrow", "narrow", "narrow/libsubstrate_preload.so", "gnu", True, narrow=True),

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.changes import ChangeFinder
-from substrate_services.world.layers import Layer, UpperNode, walk_upper
+from substrate_services.world.layers import Layer, UpperNode
 from substrate_services.world.project import Project
 from substrate_services.world.snapshots import get_snapshot, materialise, put_snapshot
+from substrate_services.world.walks import walk_upper
 
 WORKER = Path(__file__).with_name("overlay_worker.py")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting an overlay needs root")

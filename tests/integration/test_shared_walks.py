@@ -18,10 +18,11 @@ from substrate_sdk import Result
 from substrate_sdk.client.sync import World
 from substrate_services.objects.store import ObjectStore, hash_file
 from substrate_services.world.changes import ChangeFinder
-from substrate_services.world.layers import UpperNode, walk_upper
+from substrate_services.world.layers import UpperNode
 from substrate_services.world.layout import what_is_hidden
 from substrate_services.world.layout_file import load_layout
 from substrate_services.world.snapshots import get_snapshot, put_snapshot
+from substrate_services.world.walks import walk_upper
 from tests.native.recording import compile_c
 from tests.users import PYTHON, User
 

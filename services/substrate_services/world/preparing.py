@@ -22,7 +22,6 @@ from substrate_services.world.basis import Basis
 from substrate_services.world.disk import make_disk, require_disk
 from substrate_services.world.ids import new_id, new_trace_id
 from substrate_services.world.injection import Injection, choose_injection
-from substrate_services.world.layers import walk_directory
 from substrate_services.world.layout import Layout, LayoutRequest, layout_basis, make_layout
 from substrate_services.world.layout_file import save_layout
 from substrate_services.world.limits import NO_LIMITS, Limits
@@ -53,6 +52,7 @@ from substrate_services.world.sources import (
 )
 from substrate_services.world.spec import WorldSpec
 from substrate_services.world.tree import WorldTree
+from substrate_services.world.walks import walk_directory
 
 DEFAULT_HOSTNAME = "substrate"
 _MISSING_CHARS = 1_800  # what an error may carry over the wire

@@ -325,7 +325,8 @@ def _less_what_is_shared(coverage: Coverage, shared: bool) -> Coverage:
 def _look_at_tree(world: World, attempt: Attempt) -> tuple[StepEffects, tuple[Change, ...]]:
     """What the step did to the tree, and what of it no event explains."""
     telemetry = attempt.telemetry
-    effects = world.tree.finish_step(telemetry.reads, round(attempt.start.start_time * 1e9))
+    began_ns = round(attempt.start.start_time * 1e9)
+    effects = world.tree.finish_step(telemetry.reads, began_ns, world.box)
     # Where nothing was seen, or others were at work too, that has been said already.
     judged = telemetry.writes is not None and telemetry.coverage.state != "none"
     if not judged or attempt.shared or world.box is None or not effects.changes:

@@ -15,6 +15,7 @@ from substrate_services.journal.jsontypes import canonical_bytes
 from substrate_services.journal.parts import change_to_json
 from substrate_services.journal.schema import Change, FileFingerprint
 from substrate_services.objects.store import ObjectStore, hash_file
+from substrate_services.world.backends.base import Box
 from substrate_services.world.base_mounts import is_below
 from substrate_services.world.beneath import open_beneath
 from substrate_services.world.changes import ChangeFinder, origin_of
@@ -28,7 +29,8 @@ from substrate_services.world.fingerprint import (
     same_entry,
 )
 from substrate_services.world.inputs import CHANGED_WHILE_READ, Inputs, put_inputs
-from substrate_services.world.layers import LowerView, UpperNode, walk_upper
+from substrate_services.world.layer_walks import LayerWalks
+from substrate_services.world.layers import LowerView, UpperNode
 from substrate_services.world.layout import Layout, layer_of, what_is_hidden
 from substrate_services.world.snapshots import (
     BaseRecord,
@@ -93,6 +95,8 @@ class WorldTree:
         self._lock = threading.Lock()
         #: Held by whoever records a step, from finding its effects to noting the new snapshot.
         self.recording = asyncio.Lock()
+        self._walker = LayerWalks(layout.layers, self._keep_upper)
+        self._host_wrote = False  # in a layer: the kernel names what the world's processes change
         self._walks: dict[str, UpperNode] = {}
         self._first_walks: dict[str, UpperNode] = {}
         self._fingerprints: dict[bytes, FileFingerprint] = {}
@@ -175,15 +179,18 @@ class WorldTree:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def finish_step(self, reads: tuple[bytes, ...], began_ns: int) -> StepEffects:
+    def finish_step(
+        self, reads: tuple[bytes, ...], began_ns: int, box: Box | None = None
+    ) -> StepEffects:
         """Find what changed since the last step, and keep what a replay of it will need.
 
         Args:
             reads: absolute paths, in the world, that the step opened for reading.
             began_ns: when it began, in ns since the epoch.
+            box: where the world lives, if it does: the kernel names what is changed from there.
         """
         with self._lock:
-            walks = self._walk_all()
+            walks = self._walk_all(everything=self._host_wrote or box is None)
             changes = tuple(self._finder.changes(self._walks, walks))
             inputs = self._keep_inputs(reads, changes, began_ns)
             effects = StepEffects(
@@ -197,8 +204,16 @@ class WorldTree:
             )
             # Only now: where the disk was full before this line, the step can be finished again.
             self._walks = walks
+            self._host_wrote = False
             self.snapshot_id = effects.snapshot_id
+            if box is not None:
+                self._walker.stand_by(walks, init_pid=box.init_pid, world_id=box.world_id)
             return effects
+
+    def close(self) -> None:
+        """Let go of the layers, which are to be taken away; what is walked after all is read."""
+        with self._lock:
+            self._walker.close()
 
     def keep_snapshot(self) -> str:
         """Keep the tree as it is now; returns the snapshot's id. No step is charged with it."""
@@ -300,6 +315,7 @@ class WorldTree:
         The kernel does so itself where it can expect no change below (ovl_create_upper); the
         attribute alone changes nothing of what a mounted layer shows now.
         """
+        self._host_wrote = True
         for path in paths:
             layer = layer_of(path, self._layout)
             if layer is None:
@@ -337,11 +353,8 @@ class WorldTree:
                 found[entry.path] = entry
         return found
 
-    def _walk_all(self) -> dict[str, UpperNode]:
-        return {
-            layer.layer_id: walk_upper(layer, self._keep_upper, self._walks.get(layer.layer_id))
-            for layer in self._layout.layers
-        }
+    def _walk_all(self, *, everything: bool = True) -> dict[str, UpperNode]:
+        return self._walker.walk(self._walks, everything=everything)
 
     def _put_snapshot(self, walks: dict[str, UpperNode]) -> str:
         return put_snapshot(self._store, self._base_digest, self._layout.layers, walks)

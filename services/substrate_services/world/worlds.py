@@ -348,6 +348,7 @@ class Worlds:
         old = layers_directory(world.directory, min(world.state.generation, generation - 1))
         self._detach(world)
         await self._backend.remove(world.spec.world_id)
+        await asyncio.to_thread(world.tree.close)
         world.layout, world.tree = layout, tree
         world.state = replace(world.state, generation=generation)
         # From here on the new layers are the world's, whatever becomes of this process.
@@ -499,6 +500,7 @@ class Worlds:
         async with world.exchanging:  # of two boxes the second must be there before it can go
             await self._backend.remove(world_id)
         await finish(world)
+        await asyncio.to_thread(world.tree.close)
         for close in self.closers:
             await close(world)
         await self.networks.forget(world_id)
