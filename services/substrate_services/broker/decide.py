@@ -12,10 +12,11 @@ counts only when it holds for all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from substrate_services.broker.commands import SimpleCommand, from_argv, is_shell_call, parse
+from substrate_services.broker.network_rules import all_covered, read_wanted
 from substrate_services.broker.patterns import View
 from substrate_services.broker.policy import (
     BUILTIN_FILE,
@@ -198,6 +199,7 @@ def explain(policy: Policy, request: StepRequest) -> Explanation:
             Considered(rule, command, _result(rule, command, view, request))
             for command, view in [(c, View(c)) for c in commands[:TRACED_COMMANDS] if c.words]
             for rule in policy.rules
+            if rule.patterns
         ),
         findings=tuple(findings),
         winner=winner,
@@ -270,10 +272,40 @@ def _findings(
         view = View(command)
         views.append((command, view))
         findings += _restricted(policy, command, view, touches)
+    if "network" in request.reach and policy.mode != "disabled":
+        opened = _opened(policy, request)
+        findings += opened
+        if any(finding.action == "allow" for finding in opened):
+            request = replace(request, reach=request.reach - {"network"})
     complete = len(views) == len(commands) and not any(c.effects for c in commands)
     if request.reach and policy.mode != "disabled":
         findings += _outside(policy, request, views, complete=complete)
     return findings
+
+
+def _opened(policy: Policy, request: StepRequest) -> list[Finding]:
+    """What rules about the network say of what a step opens; they stand in for the default."""
+    wanted = read_wanted(request.network)
+    rules = [rule for rule in policy.rules if rule.network and rule.mode != "disabled"]
+    found = [
+        _about_network(rule)
+        for rule in rules
+        if rule.action != "allow" and any(one.concerns(wanted) for one in rule.network)
+    ]
+    allowing = [rule for rule in policy.allowing.rules if rule.network]
+    if allowing and all_covered(wanted, (one for rule in allowing for one in rule.network)):
+        found.append(_about_network(allowing[0]))
+    return found
+
+
+def _about_network(rule: Rule) -> Finding:
+    verb = {
+        "allow": "is allowed",
+        "ask": "needs a person's approval",
+        "deny": "is denied",
+    }[rule.action]
+    reason = f"Opening the network like this {verb} by rule {rule.id}. {rule.reason}".rstrip()
+    return Finding(rule.action, rule, None, True, rule.mode, rule.id, rule.source, reason)
 
 
 def _restricted(

@@ -336,6 +336,7 @@ def _hash(mode: PolicyMode, defaults: dict[str, Default], rules: Sequence[Rule])
                 "patterns": [[pattern.form, pattern.spec] for pattern in rule.patterns],
                 "when": sorted(rule.when),
                 "reason": rule.reason,
+                **({"network": [one.spec for one in rule.network]} if rule.network else {}),
             }
             for rule in rules
         ],

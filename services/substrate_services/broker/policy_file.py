@@ -18,6 +18,7 @@ from typing import Literal, TypeVar, get_args
 import yaml
 
 from substrate_services.broker.commands import SimpleCommand, from_argv, parse
+from substrate_services.broker.network_rules import NetworkPattern, compile_network
 from substrate_services.broker.patterns import (
     Pattern,
     PatternError,
@@ -41,10 +42,10 @@ _VERSION = ("tag:yaml.org,2002:int", str(FORMAT_VERSION))
 _MAX_YAML_DEPTH = 8
 _Choice = TypeVar("_Choice", bound=str)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}\Z")
-_LATER_KINDS = ("network", "files", "secrets")  # the schema's room for issues to come
+_LATER_KINDS = ("files", "secrets")  # the schema's room for issues to come
 _TOP_KEYS = ("version", "name", "mode", "defaults", "disable", "telemetry", "rules")
 _RULE_KEYS = (
-    "id", "action", "kind", "command", "argv", "when", "reason", "match", "not_match",
+    "id", "action", "kind", "command", "argv", "network", "when", "reason", "match", "not_match",
 )  # fmt: skip
 _DEFAULT_KEYS = (*REACHES, "unparsable")
 
@@ -81,7 +82,8 @@ class Rule:
     Attributes:
         id: given in the file, or derived from the action and the first pattern.
         action: what it says.
-        patterns: any of them suffices.
+        patterns: of commands; any of them suffices.
+        network: of what a world's network opens, instead; then there are no others.
         reason: for the model that reads the decision; may be empty.
         when: only counts for steps that reach these things; empty is always.
         layer: where it comes from.
@@ -94,6 +96,7 @@ class Rule:
     id: str
     action: DecisionAction
     patterns: tuple[Pattern, ...]
+    network: tuple[NetworkPattern, ...] = ()
     reason: str = ""
     when: frozenset[Reach] = frozenset()
     layer: Layer = "session"
@@ -356,17 +359,23 @@ class _Reader:
         if "action" not in found:
             self.error(node, f"the rule has no `action`; one of {_listed(ACTIONS)}")
         action: DecisionAction | None = self.choice(found.get("action"), ACTIONS, "action")
-        self.kind(found.get("kind"))
-        patterns = self.patterns(node, found)
+        kind = self.kind(found.get("kind"))
+        network: tuple[NetworkPattern, ...] = ()
+        patterns: tuple[Pattern, ...] = ()
+        if kind == "network" or (kind is None and "network" in found):
+            network = self.network(node, found)
+        else:
+            patterns = self.patterns(node, found)
         when = self.when(found.get("when"))
         reason = self.string(found.get("reason"), "reason") or ""
-        rule_id = self.rule_id(node, found.get("id"), action, patterns)
-        if action is None or not patterns or len(self.problems) > before:
+        rule_id = self.rule_id(node, found.get("id"), action, (*patterns, *network))
+        if action is None or not (patterns or network) or len(self.problems) > before:
             return None
         rule = Rule(
             id=rule_id,
             action=action,
             patterns=patterns,
+            network=network,
             reason=_one_line(reason),
             when=when,
             layer=self.layer,
@@ -378,18 +387,42 @@ class _Reader:
         self.run_examples(rule, found.get("not_match"), wanted=False)
         return rule
 
-    def kind(self, node: yaml.Node | None) -> None:
+    def kind(self, node: yaml.Node | None) -> str | None:
         kind = self.string(node, "kind")
         if kind in _LATER_KINDS:
             self.error(
                 node,
                 f"rules of kind `{kind}` are not built yet; see docs/POLICY.md for what there is",
             )
-        elif kind not in (None, "command"):
-            self.error(node, f"`kind: {kind}` is not known; write `command`")
+        elif kind not in (None, "command", "network"):
+            self.error(node, f"`kind: {kind}` is not known; write `command` or `network`")
+        return kind
+
+    def network(self, node: yaml.Node, found: dict[str, yaml.Node]) -> tuple[NetworkPattern, ...]:
+        for key in ("command", "argv", "when", "match", "not_match"):
+            if key in found:
+                self.error(found[key], f"`{key}` is for commands, and the rule is about `network`")
+        given = found.get("network")
+        if given is None:
+            self.error(node, "a rule of kind `network` has `network`: a network rule, or a list")
+            return ()
+        specs: list[tuple[str | None, yaml.Node]]
+        if isinstance(given, yaml.SequenceNode):
+            specs = [*self.strings(given, "network")]
+            if not specs:
+                self.error(given, "`network` is an empty list, so the rule never matches")
+        else:
+            specs = [(self.string(given, "network"), given)]
+        compiled = []
+        for spec, item in specs:
+            try:
+                compiled += [compile_network(spec)] if spec is not None else []
+            except ValueError as error:
+                self.error(item, str(error))
+        return tuple(compiled)
 
     def patterns(self, node: yaml.Node, found: dict[str, yaml.Node]) -> tuple[Pattern, ...]:
-        if ("command" in found) == ("argv" in found):
+        if "network" in found or ("command" in found) == ("argv" in found):
             self.error(node, "a rule has either `command` (a pattern or a list) or `argv` (a list)")
             return ()
         try:
@@ -425,7 +458,7 @@ class _Reader:
         node: yaml.Node,
         given: yaml.Node | None,
         action: str | None,
-        patterns: tuple[Pattern, ...],
+        patterns: tuple[Pattern | NetworkPattern, ...],
     ) -> str:
         line = node.start_mark.line + 1
         if given is None:

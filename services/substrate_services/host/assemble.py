@@ -31,6 +31,7 @@ from substrate_services.replay.server import ReplayServicer
 from substrate_services.telemetry.decoders import Decoders
 from substrate_services.telemetry.otel import OtelProjection
 from substrate_services.trace.server import TraceServicer
+from substrate_services.world.admitting import Admission
 from substrate_services.world.apply import Applies
 from substrate_services.world.availability import Availability
 from substrate_services.world.backends.base import BackendUnavailable
@@ -178,7 +179,11 @@ class Host:
                 rollbacks=rollbacks,
                 caller=Caller.own(),
             )
-            updates = Updates(backend=backend, journal=journal, networks=networks)
+            admission = Admission(broker, journal)
+            worlds.admitters.append(admission.require)
+            updates = Updates(
+                backend=backend, journal=journal, networks=networks, admission=admission
+            )
             availability = Availability(backend)
             replays = Replays(Runner(engine=LocalEngine(channel), reader=reader, store=store))
             stack.push_async_callback(replays.close)

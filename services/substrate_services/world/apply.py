@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from substrate_services.errors import InvalidField, ServiceError
-from substrate_services.journal.schema import Change, Decision
+from substrate_services.journal.schema import Change
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.apply_plan import ApplyPlan, make_plan, select, to_renew
 from substrate_services.world.beneath import Caller
@@ -23,6 +23,7 @@ from substrate_services.world.ended import Ended
 from substrate_services.world.execs import Execs
 from substrate_services.world.host_tree import HostTree, Moved
 from substrate_services.world.ids import EXEC_ID, new_id
+from substrate_services.world.owner import as_its_owner
 from substrate_services.world.renames import pair_renames
 from substrate_services.world.rollback import Rollbacks
 from substrate_services.world.staging import Staging
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 _NAMED = 16
 _REMEMBERED = 256  # applies whose requests may come again
-_BUILTIN_POLICY = "workspace.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Applies:
         _require_clear(plan)
         argv = (b"substrate-apply", *(request.paths or roots))
         step = ExecRequest(exec_id=request.exec_id, kind="apply", argv=argv)
-        exec_ = await self._execs.begin_host_step(world, step, _as_its_owner)
+        exec_ = await self._execs.begin_host_step(world, step, as_its_owner)
         decision = exec_.start.decision
         if is_denied(decision):
             raise ServiceError("POLICY_DENIED", f"{decision.reason} (rule {decision.rule_id})")
@@ -303,24 +303,4 @@ def _named(paths: list[bytes]) -> str:
 def _told(plan: ApplyPlan) -> Applied:
     return Applied(
         tuple(pair_renames(plan.changes)), tuple(plan.conflicts), tuple(plan.needs_consent)
-    )
-
-
-def _as_its_owner(decision: Decision) -> Decision:
-    """The call itself answers what the built-in policy would ask: the owner of the files makes it.
-
-    A policy of the host's own that asks, or denies, is not answered by it.
-    """
-    asked = decision.enforced and decision.action == "ask"
-    if not (asked and decision.rule_id == "default" and _BUILTIN_POLICY in decision.source):
-        return decision
-    return Decision(
-        action="allow",
-        rule_id=decision.rule_id,
-        reason="The owner of the project asks for it themselves.",
-        mode=decision.mode,
-        policy_hash=decision.policy_hash,
-        source=decision.source,
-        decider="owner",
-        enforced=True,
     )

@@ -12,6 +12,7 @@ from substrate_services.journal.action import action_digest
 from substrate_services.journal.schema import Action, Decision
 from substrate_services.wire.convert import command_to_proto, decision_from_proto
 from substrate_services.world.file_steps import paths_of
+from substrate_services.world.spec import WorldSpec
 from substrate_services.world.steps import HOST_KINDS, StepKind
 from substrate_services.world.worlds import World
 
@@ -44,6 +45,22 @@ class BrokerClient:
             answer = await self._broker.GetPolicy(broker_pb2.GetPolicyRequest())
             self._classes, self._asked = tuple(answer.policy.telemetry), now
         return self._classes
+
+    async def decide_network(self, spec: WorldSpec) -> Decision:
+        """What policy says of a world with this network."""
+        facts = broker_pb2.StepFacts(
+            kind=broker_pb2.STEP_KIND_NETWORK,
+            world_id=spec.world_id,
+            session_id=spec.session_id,
+            agent_id=spec.agent_id,
+            profile=spec.profile,
+            cwd=spec.cwd,
+            project=spec.project.root if spec.project is not None else None,
+            policy_file=spec.policy_file or b"",
+            network=spec.network,
+        )
+        answer = await self._broker.Evaluate(broker_pb2.EvaluateRequest(step=facts))
+        return decision_from_proto(answer.decision)
 
     async def decide(self, world: World, action: Action, kind: StepKind) -> Decision:
         """See :class:`Decider`."""

@@ -12,6 +12,7 @@ from substrate_services.errors import InvalidField, ServiceError
 from substrate_services.journal.codec import lifecycle_line
 from substrate_services.journal.jsontypes import JsonValue
 from substrate_services.journal.writer import Journal
+from substrate_services.world.admitting import Admission
 from substrate_services.world.backends.base import Backend, BackendError
 from substrate_services.world.init_client import InitError, InitGone
 from substrate_services.world.networks import Networks
@@ -28,9 +29,13 @@ class Updates:
         backend: enforces limits.
         journal: hears of every change.
         networks: enforces network rules.
+        admission: says whether a world may have a network.
     """
 
-    def __init__(self, *, backend: Backend, journal: Journal, networks: Networks) -> None:
+    def __init__(
+        self, *, backend: Backend, journal: Journal, networks: Networks, admission: Admission
+    ) -> None:
+        self._admission = admission
         self._backend = backend
         self._journal = journal
         self._networks = networks
@@ -45,7 +50,7 @@ class Updates:
 
         Raises:
             InvalidField: of a limit that cannot be changed while the world lives.
-            ServiceError: WORLD_LOST, LIMIT_UNAVAILABLE, NO_NETWORK.
+            ServiceError: WORLD_LOST, LIMIT_UNAVAILABLE, NO_NETWORK, POLICY_DENIED.
         """
         # One at a time, and none between a step and its record: both write the world's file.
         async with world.exchanging, world.tree.recording:
@@ -60,6 +65,8 @@ class Updates:
                         "fork this one",
                     )
             new.require(self._backend.capabilities())
+            if world.spec.network != wanted.network:
+                await self._admission.require(wanted)
             before = world.state
             try:
                 await self._enforce(world, before.spec, wanted)

@@ -188,6 +188,8 @@ class Worlds:
         self.openers: list[Callable[[World], Awaitable[None]]] = []
         #: Told of a world that goes, when its steps are recorded and what it had is still known.
         self.closers: list[Callable[[World], Awaitable[None]]] = []
+        #: Asked before a world has its network; one that raises keeps it from being made.
+        self.admitters: list[Callable[[WorldSpec], Awaitable[None]]] = []
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -257,6 +259,7 @@ class Worlds:
             )
             world = World(state, directory, prepared.layout, prepared.tree, None, None)
             await self._attach(world, box)
+            await self._admit(world)
             await self.networks.attach(world_id, box, prepared.spec.network)
             world.missing = prepared.missing
             await asyncio.to_thread(world.save)
@@ -303,6 +306,14 @@ class Worlds:
             id_mapping="range" if mapping == "range" else "caller",
             limits=limits.for_box,
         )
+
+    async def _admit(self, world: World) -> None:
+        try:
+            for admit in self.admitters:
+                await admit(world.spec)
+        except BaseException:
+            world.removing = True  # its end is no loss
+            raise
 
     async def _attach(self, world: World, box: Box) -> None:
         """Give a world its box, once the init in it answers."""
