@@ -158,7 +158,7 @@ enum sub_record_type {
 /*
  * Of SUB_OPEN and SUB_DUP that succeeded: their result stands for a path from now on, as if a
  * SUB_TAG_DIRECTORY_ID of it had been explained. That of an open is its PATH below its directory
- * (one name, no link followed); that of a copy is what arg[0] stood for.
+ * (one name, no link followed; or of a file that it made); that of a copy is what arg[0] stood for.
  */
 #define SUB_FLAG_PLACE 32u
 /* As a SUB_TAG_DIRECTORY_ID of arg[0] without a path, which most records of a walk would have. */

@@ -178,18 +178,33 @@ static unsigned char *put_place(const struct sub_record *record, unsigned char *
     return sub_put(at, id_tag, &place->id, sizeof(place->id));
 }
 
+/* Is there a ".." in it? What that leads to depends on where the links in front of it do. */
+static bool has_dots(struct sub_text path) {
+    for (uint32_t i = 0; i + 1 < path.length; i++) {
+        if (path.bytes[i] == '.' && path.bytes[i + 1] == '.')
+            return true;
+    }
+    return false;
+}
+
 /*
  * Walks open each directory below the one before. What the new descriptor leads to need not be asked
  * where it can only be one thing: a single name, in a directory that this chain explained, that is
  * no link which was followed. Such a path is as old as the answer it hangs on, so it is asked again
- * as soon as that is.
+ * as soon as that is. A file that was made just now (tar, cp: which then give it owner, mode and
+ * times by descriptor) is where its maker said, as the event of its making says too.
  */
 static bool opens_place(const struct sub_call *call, struct sub_text path,
                         const struct place *place) {
     int flags = call->arg[1];
-    bool follows = (flags & O_NOFOLLOW) == 0 && (flags & (O_CREAT | O_EXCL)) != (O_CREAT | O_EXCL);
-    if (call->type != SUB_OPEN || call->error != 0 || call->result < 0 || place->id == 0 ||
-        follows || (flags & O_TMPFILE) == O_TMPFILE || path.length == 0 || path.flags != 0)
+    bool makes = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
+    if (call->type != SUB_OPEN || call->error != 0 || call->result < 0 ||
+        ((flags & O_NOFOLLOW) == 0 && !makes) || (flags & O_TMPFILE) == O_TMPFILE ||
+        path.length == 0 || path.flags != 0)
+        return false;
+    if (!needs_directory(call->arg[0], path))
+        return makes && !has_dots(path);
+    if (place->id == 0)
         return false;
     for (uint32_t i = 0; i < path.length; i++) { /* "link/" is followed in any case */
         if (path.bytes[i] == '/')
@@ -202,6 +217,10 @@ static bool opens_place(const struct sub_call *call, struct sub_text path,
 /* The result of the record leads there too, from now on. */
 static void remember_result(struct sub_record *record, const struct place *from, int result) {
     struct place place = {.descriptor = result, .id = place_id(result), .asked = from->asked};
+    if (place.id == 0)
+        return;
+    if (from->id == 0)
+        place.asked = SUB_PLACE_AGE(record->start_ns);
     record->flags |= SUB_FLAG_PLACE;
     remember_place(record, &place);
 }

@@ -376,6 +376,38 @@ def test_a_file_that_is_made_below_is_known_by_its_descriptor(
     assert paths[2] != str(tree / "a")
 
 
+def test_a_file_that_was_made_just_now_is_where_its_maker_said(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    """As tar and cp do it; unless the path goes up, or the file was there."""
+    body = """
+    int made = open("a/b/made", O_WRONLY | O_CREAT | O_EXCL, 0600);
+    fchmod(made, 0640);
+    rename("a/b/made", "a/moved");
+    fchmod(made, 0644);
+    int up = open("link/../up", O_WRONLY | O_CREAT | O_EXCL, 0600);
+    fchmod(up, 0640);
+    int there = open("a/moved", O_WRONLY | O_CREAT, 0600);
+    fchmod(there, 0600);
+    char name[20];
+    for (int i = 0; i < 50; i++) {
+        snprintf(name, sizeof(name), "a/f%d", i);
+        int fd = open(name, O_WRONLY | O_CREAT | O_EXCL, 0600);
+        fchmod(fd, 0640);
+        close(fd);
+    }
+    """
+    recording, tree = _run(recorder, tmp_path, body)
+    paths = [event.get("path", "") for event in recording.calls("fchmod")]
+    told = [os.path.relpath(path, tree) for path in paths]
+    assert told[:4] == ["a/b/made", "a/moved", "up", "a/moved"]
+    assert told[4:] == [f"a/f{number}" for number in range(50)]
+    for path in tree.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert _asked(tmp_path, recorder, body) <= 3
+
+
 def test_a_walk_goes_on_when_its_segment_is_full(recorder: Recorder, tmp_path: Path) -> None:
     """The next one knows no directories: what it says must not hang on what it does not."""
     body = """
