@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,49 @@ def test_ports_on_the_command_line(lone_user: User, git_checkout: Path) -> None:
     shown = lone_user.run("world", "ports", made, "--json", cwd=git_checkout).json
     assert shown == {"ports": []}
     assert lone_user.run("world", "rm", made, cwd=git_checkout).code == 0
+
+
+TRY = """
+import os, socket, sys
+for path in sys.argv[1:]:
+    try:
+        if path.endswith('.sock'):
+            socket.socket(socket.AF_UNIX).connect(path)
+        else:
+            os.stat(path) if '/ns/' in path else os.listdir(path)
+        print('did', path)
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.root
+def test_another_uid_reaches_nothing_that_lists_forwards_or_changes(
+    lone_user: User, git_checkout: Path
+) -> None:
+    lone_user.up()
+    with lone_user.client() as sub, sub.world(project=git_checkout) as world:
+        address = world.ports.expose(8000)
+        run_dir = lone_user.paths.run_dir
+        sockets = sorted(Path(run_dir).rglob("*.sock"))
+        assert {"net.sock", "host.sock"} <= {path.name for path in sockets}
+        # As somebody to whom no directory above is closed: each mode has to hold by itself.
+        lone_user.home.chmod(0o755)
+        lone_user.substrate_home.chmod(0o755)
+        pids = (lone_user.launcher_pid(), helper_of(lone_user))
+        kept = [run_dir, *sockets, *(f"/proc/{pid}/ns/net" for pid in pids)]
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", TRY, *map(str, kept)],
+            user=12345,
+            group=12345,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == ["PermissionError"] * len(kept)
+        assert world.ports.list() == {8000: address}
 
 
 def reached(address: str) -> bytes | None:
