@@ -45,6 +45,10 @@ conformance: build ## what every backend must do, clause by backend and mode, wi
 	$(SAY) 'conformance'
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; $(PYTHON) -m pytest -q tests/conformance $(PYTEST_ARGS)
 
+test-vm: build ## tests on Debian's own kernel, systemd and cgroup v2 alone, in qemu (half an hour; VM_TESTS="-k pids tests/native/test_limits.py")
+	$(SAY) 'test-vm'
+	@scripts/vm scripts/vm-tests $(VM_TESTS)
+
 lint: $(STAMP) ## every static check
 	$(SAY) 'lint: native programs, warnings are errors'
 	@$(PYTHON) hatch_build.py all

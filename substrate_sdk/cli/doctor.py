@@ -105,7 +105,18 @@ def _overlay() -> Capability:
         known = False
     if known:
         return Capability("overlay", "works", "overlayfs", "", "")
+    if _is_module("overlay"):
+        return Capability("overlay", "works", "overlayfs, loaded with the first mount", "", "")
     return Capability("overlay", "missing", "", "no world can be made", "modprobe overlay")
+
+
+def _is_module(name: str) -> bool:
+    """Whether this kernel has it as a module that it can load."""
+    try:
+        with open(f"/lib/modules/{os.uname().release}/modules.dep", encoding="ascii") as file:
+            return any(f"/{name}.ko" in line.partition(":")[0] for line in file)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _print(found: list[Capability]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import socket
 import sys
@@ -13,8 +14,23 @@ from collections.abc import Iterator
 from substrate_sdk.config import HostPaths
 from substrate_sdk.errors import HostUnavailable
 
-#: Seconds in which a new host must have said that it is ready.
-START_TIMEOUT_S = 30.0
+_START_TIMEOUT = "SUBSTRATE_START_TIMEOUT_S"
+_START_TIMEOUT_S = 30.0
+
+
+def start_timeout_s() -> float:
+    """Seconds in which a new host must have said that it is ready; an emulated machine takes long.
+
+    Raises:
+        HostUnavailable: the environment's value is no positive number.
+    """
+    text = os.environ.get(_START_TIMEOUT)
+    if text is None:
+        return _START_TIMEOUT_S
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise HostUnavailable(f"{_START_TIMEOUT} is {text!r}: expected seconds, more than 0")
 
 
 def host_answers(paths: HostPaths) -> bool:
@@ -42,6 +58,7 @@ def ensure_host(paths: HostPaths) -> None:
     """
     if host_answers(paths):
         return
+    start_timeout_s()  # refused before anything is made
     _require_host_software()
     paths.make_directories()
     with _locked(paths.start_lock):
@@ -117,7 +134,9 @@ def _start(paths: HostPaths) -> None:
     if answer is None:
         process.kill()
         process.wait()
-        why = f"it was not ready within {START_TIMEOUT_S:.0f} s"
+        why = (
+            f"it was not ready within {start_timeout_s():g} s ({_START_TIMEOUT} sets another time)"
+        )
     else:
         process.wait()
         why = answer or _last_line(paths.host_log, log_start)
@@ -128,7 +147,7 @@ def _read_answer(descriptor: int) -> str | None:
     """What the host says before it closes the pipe: "ready", an error, nothing; None: too late."""
     import select
 
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + start_timeout_s()
     data = b""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

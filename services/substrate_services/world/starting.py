@@ -15,6 +15,8 @@ from substrate_services.world.limits import PIDS, Limits
 from substrate_services.world.steps import Exec
 from substrate_services.world.worlds import World
 
+_OF_THE_INIT = 16
+
 
 def process_limits(limits: Limits) -> tuple[Rlimit, ...]:
     """What each process of a world is limited to.
@@ -22,9 +24,9 @@ def process_limits(limits: Limits) -> tuple[Rlimit, ...]:
     A world has ids of its own, so this counts its processes and threads, for each of its users: a
     second wall beside the cgroup's, and the only one where there is no such cgroup.
     """
-    # The init's threads are among them (one or two), and the cgroup is to refuse first: it counts
-    # what it refused.
-    most = (limits.pids or PIDS) + 3
+    # The init, its threads and its helpers are among them, which cgroups of version 2 do not count,
+    # and the cgroup is to refuse first: it counts what it refused.
+    most = (limits.pids or PIDS) + _OF_THE_INIT
     return (Rlimit(resource.RLIMIT_NPROC, most, most),)
 
 
