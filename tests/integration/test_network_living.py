@@ -197,8 +197,9 @@ def test_a_dead_way_out_is_opened_again_and_its_worlds_are_told(
         assert read_some(stream).startswith(b"begun")
         killed = way_out(online)
         kill_and_wait(killed)
-        eventually(lambda: of_uplink(online) not in (None, killed), "another way out")
-        eventually(lambda: fetch(world, "http://site.example/") == [f"200 {V4} /"], "the network")
+        eventually(lambda: of_uplink(online) not in (None, killed), "another way out", 40)
+        expected = [f"200 {V4} /"]
+        eventually(lambda: fetch(world, "http://site.example/") == expected, "the network", 40)
         stream.kill()
         told = stream.wait()
         assert "network-way-out" in {item.rule for item in told.blocked}
