@@ -47,7 +47,8 @@ struct child {
 
 struct request {
     uint32_t id;
-    size_t length; /* of the options */
+    size_t length; /* of the options; none: no more of the child that was made for that id */
+    bool torn;     /* some of it was lost on the way, by our limit of descriptors, say */
     int descriptors[DESCRIPTORS_MAX];
     size_t descriptor_count;
 };
@@ -162,8 +163,7 @@ static bool take(int socket, struct request *request) {
         request->descriptor_count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
         memcpy(request->descriptors, CMSG_DATA(header), request->descriptor_count * sizeof(int));
     }
-    if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
-        request->length = 0; /* answered below: nobody's child has that id yet */
+    request->torn = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
     return true;
 }
 
@@ -189,10 +189,10 @@ _Noreturn void serve(int socket) {
         struct request request;
         if (!take(socket, &request))
             break;
-        if (request.length > 0)
-            begin(socket, &request);
-        else if (request.descriptor_count > 0)
+        if (request.torn || (request.length == 0 && request.descriptor_count > 0))
             answer(socket, request.id, REFUSED);
+        else if (request.length > 0)
+            begin(socket, &request);
         else
             cancel(request.id);
         for (size_t i = 0; i < request.descriptor_count; i++)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import logging
 import os
@@ -10,6 +11,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -157,6 +159,17 @@ def test_a_long_message_still_fits_into_the_headers(tmp_path: Path) -> None:
     assert isinstance(heard, errors.NotRestorable)
     assert "\n" not in str(heard)
     assert "missing.0" in heard.metadata
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "😀", "\ud800", "\n"])
+def test_whatever_an_error_says_its_headers_stay_below_the_limit(letter: str) -> None:
+    long = letter * 20_000
+    facts = {f"{number}{long}": long for number in range(100)}
+    for error in (ServiceError("NOT_RESTORABLE", long, facts), InvalidField(long, long, long)):
+        status = wire.status_of(error)
+        message = quote(status.message.encode(), safe="")
+        details = base64.b64encode(status.SerializeToString())
+        assert len(message) + len(details) < 7800, (len(message), len(details))
 
 
 def test_a_cancelled_call_is_not_swallowed(tmp_path: Path) -> None:

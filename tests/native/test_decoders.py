@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from substrate_services.telemetry.decode import DecodeLimits, DecodeSummary, decode_segments
-from substrate_services.telemetry.decoders import Decoders
+from substrate_services.telemetry.decoders import Decoders, Decoding, DecodingNotTaken
 from substrate_services.telemetry.segments import prepare_directory
 from tests.native.recording import IDS, decode
 from tests.native.segment_files import Segment
@@ -213,6 +214,38 @@ def test_another_stands_by_where_one_was_killed(segments: Path) -> None:
     before, after, first, second = asyncio.run(main())
     assert before == after
     assert first != second
+
+
+def test_one_that_does_not_end_holds_nobody_up(segments: Path) -> None:
+    fill(segments, 10)
+
+    async def main() -> None:
+        decoders = Decoders()
+        await served(decoders, segments, lambda _chunk: None)
+        slow = standing_by()
+        os.kill(slow, signal.SIGSTOP)
+        decoders._lose()
+        assert (await served(decoders, segments, lambda _chunk: None)).failure == ""
+        os.kill(slow, signal.SIGCONT)
+        await decoders.close()
+
+    asyncio.run(main())
+    assert decoders_of_ours() == []
+
+
+def test_a_request_whose_descriptors_do_not_arrive_is_refused_at_once(segments: Path) -> None:
+    fill(segments, 10)
+
+    async def main() -> None:
+        decoders = Decoders()
+        await served(decoders, segments, lambda _chunk: None)
+        resource.prlimit(standing_by(), resource.RLIMIT_NOFILE, (3, 3))
+        decoding = Decoding(options=(), segments_fd=0, summary_fd=0, ledger_fd=None, timeout_s=10)
+        with pytest.raises(DecodingNotTaken):
+            await decoders.run(decoding, lambda _chunk: None)
+        await decoders.close()
+
+    asyncio.run(main())
 
 
 def test_what_the_caller_raises_ends_it_and_leaves_no_child(segments: Path) -> None:

@@ -108,6 +108,7 @@ class Decoders:
         self._socket: socket.socket | None = None
         self._pid = 0
         self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Have it stand by from now on; where that fails, each step has a program started."""
@@ -250,9 +251,26 @@ class Decoders:
                 status.set_exception(ChildProcessError("the decoder that stood by has ended"))
         pid, self._pid = self._pid, 0
         if pid:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)  # it ends when its socket does
+            task = asyncio.create_task(_reap(pid))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
         """End it, and whatever it still does."""
         self._lose()
+        await asyncio.gather(*self._ending)
+
+
+async def _reap(pid: int) -> None:
+    """Wait for one that has lost its socket, and so ends; others go on meanwhile."""
+    with (
+        contextlib.suppress(ChildProcessError, ProcessLookupError),
+        contextlib.ExitStack() as stack,
+    ):
+        ended = asyncio.Event()
+        pidfd = os.pidfd_open(pid)
+        stack.callback(os.close, pidfd)
+        asyncio.get_running_loop().add_reader(pidfd, ended.set)
+        stack.callback(asyncio.get_running_loop().remove_reader, pidfd)
+        await ended.wait()
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 # it has ended

@@ -21,6 +21,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import NoReturn, Protocol, TypeAlias, TypeVar, cast
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -42,10 +43,12 @@ _log = logging.getLogger(__name__)
 _OWN_PREFIX = "/substrate."
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-# A status travels in HTTP/2 headers, for which gRPC's default limit is 8 KiB: it stands there
-# twice (message and details), percent-encoded once.
-_MESSAGE_CHARS = 1000
-_METADATA_CHARS = 2000
+# A status travels in HTTP/2 headers, for which gRPC's default limit is 8 KiB: the message
+# percent-encoded (three bytes for one that is not ASCII), and once more in the details, in Base64.
+_MESSAGE_BYTES, _MESSAGE_ENCODED_BYTES = 1000, 2000
+_METADATA_BYTES = 2000
+_FIELD_BYTES = 200
+_DESCRIPTION_BYTES = 650
 
 Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 _Request = TypeVar("_Request")
@@ -107,7 +110,7 @@ def status_of(error: ServiceError) -> status_pb2.Status:
     name = error.code or reason.code
     if name != reason.code and name not in reason.also:
         raise ValueError(f"{error.reason} does not go with {name}; see substrate_sdk/_reasons.py")
-    message = _bounded(" ".join(error.message.split()), _MESSAGE_CHARS)
+    message = _bounded_message(error.message)
     details: list[any_pb2.Any] = [
         _packed(
             error_details_pb2.ErrorInfo(
@@ -117,7 +120,8 @@ def status_of(error: ServiceError) -> status_pb2.Status:
     ]
     if isinstance(error, InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.description
+            field=_bounded(error.field, _FIELD_BYTES),
+            description=_bounded(error.description, _DESCRIPTION_BYTES),
         )
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     return status_pb2.Status(code=grpc.StatusCode[name].value[0], message=message, details=details)
@@ -304,16 +308,28 @@ def _short(method: str) -> str:
     return f"{service.rpartition('.')[2]}.{name}"
 
 
-def _bounded(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def _bounded(text: str, limit_bytes: int) -> str:
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    end = "…"
+    return encoded[: max(limit_bytes - len(end.encode()), 0)].decode(errors="ignore") + end
+
+
+def _bounded_message(text: str) -> str:
+    line = _bounded(" ".join(text.split()), _MESSAGE_BYTES)
+    if len(quote(line, safe="")) <= _MESSAGE_ENCODED_BYTES:
+        return line
+    return _bounded(line, _MESSAGE_ENCODED_BYTES // len("%00"))
 
 
 def _bounded_facts(metadata: Mapping[str, str]) -> dict[str, str]:
     facts: dict[str, str] = {}
-    left = _METADATA_CHARS
-    for key, value in metadata.items():
-        text = _bounded(value, max(left - len(key), 1))
-        left -= len(key) + len(text)
+    left = _METADATA_BYTES
+    for name, value in metadata.items():
+        key = _bounded(name, _FIELD_BYTES)
+        text = _bounded(value, max(left - len(key.encode()), 1))
+        left -= len(key.encode()) + len(text.encode())
         if left <= 0 and facts:
             break
         facts[key] = text
