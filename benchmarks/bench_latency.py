@@ -51,6 +51,7 @@ QUIET_SHARE = 0.15  # of the CPUs, used by others
 
 FLOOR = "fork+exec of true"
 FRESH = "fresh world + true + remove, gRPC"
+POOLED = "the same from a warm pool, gRPC"
 BWRAP_OVERLAY = "bubblewrap with overlay, true"
 BWRAP_READ_ONLY = "bubblewrap, / read-only, true"
 RUNC = "runc run, / read-only, true"
@@ -104,6 +105,7 @@ def _large_holds(ms: dict[str, float]) -> bool | None:
 
 BARS = {
     FRESH: Bar("<= 1.5 x bubblewrap with overlay", _fresh_holds),
+    POOLED: Bar("<= 4 ms", _at_most(POOLED, 4)),
     EXEC: Bar("<= 2 ms, and < SWE-ReX execute", _exec_holds),
     CLI: Bar("<= 50 ms", _at_most(CLI, 50)),
     REPLAY: Bar("<= 15 ms", _at_most(REPLAY, 15)),
@@ -113,6 +115,7 @@ BARS = {
 #: What a row is divided by.
 REFERENCES = {
     FRESH: BWRAP_OVERLAY,
+    POOLED: BWRAP_OVERLAY,
     BWRAP_READ_ONLY: BWRAP_OVERLAY,
     RUNC: BWRAP_OVERLAY,
     DOCKER: BWRAP_OVERLAY,
@@ -130,12 +133,14 @@ class Results:
     Attributes:
         cases: in the table's order.
         parts_s: the parts of a fresh world's time, by name, a value for each turn.
+        pooled_parts_s: the same of a pooled one's.
         notes: what a reader must know to read the table.
         busy_before: share of the CPUs that others used just before the run.
     """
 
     cases: list[Case] = field(default_factory=list)
     parts_s: dict[str, list[float]] = field(default_factory=dict)
+    pooled_parts_s: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     busy_before: float = 0.0
 
@@ -236,6 +241,7 @@ def _measure(options: argparse.Namespace, project: Path, large: Path) -> Results
     with contextlib.ExitStack() as stack:
         sub = stack.enter_context(Substrate())
         sub.connect_host()
+        pooled = stack.enter_context(_host_with_pool())
         world = stack.enter_context(sub.world(cwd=project))
         recorded = world.run(["true"]).span_id
         execute: Callable[[str], float] | None = None
@@ -253,6 +259,7 @@ def _measure(options: argparse.Namespace, project: Path, large: Path) -> Results
         results.cases = [
             _program(FLOOR, [true]),
             Case(FRESH, lambda: _fresh_world(sub, project, results.parts_s)),
+            Case(POOLED, lambda: _fresh_world(pooled, project, results.pooled_parts_s)),
             _peer(BWRAP_OVERLAY, lambda: _bwrap_overlay(results.notes)),
             _peer(BWRAP_READ_ONLY, lambda: _program(BWRAP_READ_ONLY, bwrap_read_only("true"))),
             _peer(RUNC, lambda: _runc(stack, results.notes)),
@@ -280,12 +287,34 @@ def _measure(options: argparse.Namespace, project: Path, large: Path) -> Results
         take_turns(created, rounds=min(options.rounds, LARGE_PROJECT_ROUNDS), warm_up=2)
         results.notes.append(f"CPUs busy during the run: {busy.share():.0%}")
         results.cases += created
-        for times_s in results.parts_s.values():
+        for times_s in (*results.parts_s.values(), *results.pooled_parts_s.values()):
             del times_s[:WARM_UP]
+        row = next(row for row in pooled.capabilities() if row.feature == "warm_pool")
+        results.notes.append(f"warm pool: {row.mode}")
     return results
 
 
 # --- its surroundings ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _host_with_pool() -> Iterator[Substrate]:
+    """A second host, which keeps a world ready. It makes the next while other cases run."""
+    home = Path(os.environ["HOME"], ".substrate-pool")
+    home.mkdir(mode=0o700)
+    (home / "host.toml").write_text("[worlds]\nwarm_pool = 1\n")
+    try:
+        with Substrate(home=home) as sub:
+            sub.connect_host()
+            yield sub
+    finally:
+        subprocess.run(
+            [Path(sys.executable).with_name("substrate"), "down", "--worlds"],
+            check=False,
+            cwd="/",
+            env={**os.environ, "SUBSTRATE_HOME": str(home)},
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def write_project(directory: Path, files: int) -> Path:
@@ -373,12 +402,9 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _parts_line(results: Results) -> str:
-    parts = [
-        f"{name} {quantile(times_s, 0.5) * 1_000:.1f} ms"
-        for name, times_s in results.parts_s.items()
-    ]
-    return "a fresh world, p50 of its parts: " + ", ".join(parts)
+def _parts_line(what: str, parts_s: dict[str, list[float]]) -> str:
+    parts = [f"{name} {quantile(times_s, 0.5) * 1_000:.1f} ms" for name, times_s in parts_s.items()]
+    return f"{what}, p50 of its parts: " + ", ".join(parts)
 
 
 def as_json(results: Results, rounds: int) -> dict[str, object]:
@@ -436,7 +462,8 @@ def main() -> None:
     print()
     print(table(results))
     print()
-    print(_parts_line(results))
+    print(_parts_line("a fresh world", results.parts_s))
+    print(_parts_line("from a pool", results.pooled_parts_s))
     for note in results.notes:
         print(note)
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 POOL_LIMIT = 64
 _REMEMBERED = 16  # requests, for which grounds to make worlds
+_REFILL_AFTER_S = 0.05
 _CLOSE_S = 10.0
 
 
@@ -131,6 +132,8 @@ class Pool:
     async def _keep_full(self) -> None:
         while self.size > 0:
             self._wanted.clear()
+            # Making one takes the processors that whoever claimed the last needs now.
+            await asyncio.sleep(_REFILL_AFTER_S)
             try:
                 while await self._step():
                     pass
