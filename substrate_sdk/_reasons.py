@@ -40,6 +40,7 @@ REASONS: Final[dict[str, Reason]] = {
     "PROJECT_REFUSED": Reason("INVALID_ARGUMENT"),
     "SPAN_AMBIGUOUS": Reason("INVALID_ARGUMENT"),
     "POLICY_INVALID": Reason("INVALID_ARGUMENT", also=("FAILED_PRECONDITION",)),
+    "IMAGE_INVALID": Reason("INVALID_ARGUMENT"),
     "OFFSET_BEYOND_END": Reason("OUT_OF_RANGE"),
     # What is not there, or is there already.
     "WORLD_NOT_FOUND": Reason("NOT_FOUND"),
@@ -50,6 +51,7 @@ REASONS: Final[dict[str, Reason]] = {
     "REPLAY_NOT_FOUND": Reason("NOT_FOUND"),
     "APPROVAL_NOT_FOUND": Reason("NOT_FOUND"),
     "FILE_NOT_FOUND": Reason("NOT_FOUND"),
+    "IMAGE_NOT_FOUND": Reason("NOT_FOUND"),
     "OBJECT_MISSING": Reason("NOT_FOUND", also=("DATA_LOSS",)),
     "FILE_EXISTS": Reason("ALREADY_EXISTS"),
     "SUITE_EXISTS": Reason("ALREADY_EXISTS"),
@@ -71,6 +73,7 @@ REASONS: Final[dict[str, Reason]] = {
     "NOT_A_DIRECTORY": Reason("FAILED_PRECONDITION"),
     "IS_A_DIRECTORY": Reason("FAILED_PRECONDITION"),
     "CONSENT_NEEDED": Reason("FAILED_PRECONDITION"),
+    "IMAGE_IN_USE": Reason("FAILED_PRECONDITION"),
     "TREE_IN_USE": Reason("FAILED_PRECONDITION"),
     "SHELL_ENDED": Reason("FAILED_PRECONDITION"),
     "UNSAFE_TREE": Reason("FAILED_PRECONDITION"),

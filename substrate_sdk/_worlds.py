@@ -121,6 +121,7 @@ class WorldInfo:
         labels: free labels.
         snapshot_id: the tree as of the last step.
         moved_base: files of the project that the host changed since the world was made.
+        base: its root, ``image:sha256:…`` or ``directory:/…``; empty for the host's own.
     """
 
     world_id: str
@@ -141,6 +142,7 @@ class WorldInfo:
     labels: Mapping[str, str]
     snapshot_id: str | None
     moved_base: tuple[bytes, ...]
+    base: bytes = b""
 
     @classmethod
     def from_proto(cls, proto: worlds_pb2.World) -> WorldInfo:
@@ -166,6 +168,7 @@ class WorldInfo:
             labels={label.key: label.value for label in proto.labels},
             snapshot_id=proto.snapshot_id if proto.HasField("snapshot_id") else None,
             moved_base=tuple(proto.moved_base),
+            base=proto.base,
         )
 
     def to_json(self) -> JsonObject:
@@ -189,6 +192,7 @@ class WorldInfo:
             "generation": self.generation,
             "labels": labels,
             "snapshot_id": self.snapshot_id,
+            "base": bytes_form(self.base),
             "moved_base": [bytes_form(path) for path in self.moved_base],
         }
 

@@ -8,6 +8,7 @@ A command that fails, is killed, times out or is denied is a *result*, never one
     ├── InvalidArgument           ValueError; .violations names fields
     │   ├── ProjectRefused        this directory cannot be a project
     │   ├── SpanAmbiguous         the prefix fits several spans
+    │   ├── ImageInvalid          an archive is no image
     │   └── PolicyInvalid         a policy file has mistakes
     ├── NotFound                  LookupError
     │   ├── WorldNotFound
@@ -17,6 +18,7 @@ A command that fails, is killed, times out or is denied is a *result*, never one
     │   ├── SpanNotFound
     │   ├── ReplayNotFound
     │   ├── ApprovalNotFound
+    │   ├── ImageNotFound
     │   ├── ObjectMissing
     │   └── WorldFileNotFound     FileNotFoundError
     ├── AlreadyExists
@@ -39,6 +41,7 @@ A command that fails, is killed, times out or is denied is a *result*, never one
     │   ├── WorldIsADirectory     IsADirectoryError
     │   ├── ConsentNeeded
     │   ├── TreeInUse
+    │   ├── ImageInUse            a world is on it
     │   ├── UnsafeTree            what a world offers is not written here
     │   ├── SessionEnded
     │   ├── ReplayRunning
@@ -90,6 +93,9 @@ __all__ = [
     "ExecNotFound",
     "FieldViolation",
     "HostUnavailable",
+    "ImageInUse",
+    "ImageInvalid",
+    "ImageNotFound",
     "InternalError",
     "InvalidArgument",
     "LimitUnavailable",
@@ -215,6 +221,12 @@ class PolicyInvalid(InvalidArgument):
     default_reason = "POLICY_INVALID"
 
 
+class ImageInvalid(InvalidArgument):
+    """An archive is no image that the host takes; the message says why."""
+
+    default_reason = "IMAGE_INVALID"
+
+
 class NotFound(SubstrateError, LookupError):
     """What was named is not there."""
 
@@ -259,6 +271,12 @@ class ApprovalNotFound(NotFound):
     """There is no such approval."""
 
     default_reason = "APPROVAL_NOT_FOUND"
+
+
+class ImageNotFound(NotFound):
+    """The host has no such image."""
+
+    default_reason = "IMAGE_NOT_FOUND"
 
 
 class ObjectMissing(NotFound):
@@ -394,6 +412,12 @@ class ConsentNeeded(PreconditionFailed):
     default_reason = "CONSENT_NEEDED"
 
 
+class ImageInUse(PreconditionFailed):
+    """A world that lives is on the image."""
+
+    default_reason = "IMAGE_IN_USE"
+
+
 class TreeInUse(PreconditionFailed):
     """Processes hold files in the tree; the message lists them."""
 
@@ -517,6 +541,7 @@ _BY_REASON: dict[str, type[SubstrateError]] = {
             ProjectRefused,
             SpanAmbiguous,
             PolicyInvalid,
+            ImageInvalid,
             WorldNotFound,
             ExecNotFound,
             ShellNotFound,
@@ -524,6 +549,7 @@ _BY_REASON: dict[str, type[SubstrateError]] = {
             SpanNotFound,
             ReplayNotFound,
             ApprovalNotFound,
+            ImageNotFound,
             ObjectMissing,
             WorldFileNotFound,
             WorldFileExists,
@@ -543,6 +569,7 @@ _BY_REASON: dict[str, type[SubstrateError]] = {
             WorldIsADirectory,
             ConsentNeeded,
             TreeInUse,
+            ImageInUse,
             UnsafeTree,
             SessionEnded,
             ReplayRunning,

@@ -28,6 +28,7 @@ from substrate_sdk._facts import (
     TerminationReason,
 )
 from substrate_sdk._files import Download, FileEntry, FileEvent
+from substrate_sdk._images import Image
 from substrate_sdk._results import CommandFailed, Result
 from substrate_sdk._worlds import Capability, Limits, WorldInfo
 
@@ -48,6 +49,7 @@ __all__ = [
     "FileEvent",
     "FileKind",
     "FileState",
+    "Image",
     "LedgerSource",
     "Limits",
     "Output",

@@ -13,6 +13,7 @@ _MODULES = {
     "run": "run",
     "shell": "shell",
     "world": "world",
+    "image": "image",
     "diff": "diff",
     "apply": "commits",
     "fork": "commits",
@@ -35,6 +36,7 @@ Runs commands of agents in isolated worlds, records what they do, and replays it
   -c "CMD"               the same, for the shell
   shell                  a shell in a world; without a terminal, commands from stdin
   world                  create, list, exec, rm: worlds that stay
+  image                  import, ls, rm: roots for worlds
   diff @last|SPAN|WORLD  what it changed, as a patch
   fork @last|SPAN|WORLD  a new world with the tree after it
   rollback SPAN|WORLD    set a world's tree to that after a step, or to what it was at first

@@ -47,6 +47,12 @@ def parser(command: str) -> Parser:
     add("--in", dest="world", metavar="WORLD", help="a world that is there (SUBSTRATE_WORLD_ID)")
     add("--timeout", metavar="S", type=seconds, help="end the command after so many seconds")
     add("--env", metavar="NAME=VALUE", action="append", default=[], help="set; repeatable")
+    add("--base", metavar="B", help="its root: image:NAME, or a directory (the host's own tree)")
+    add(
+        "--project",
+        metavar="DIR",
+        help="a directory of the host to show",
+    )
     add("--cwd", metavar="DIR", help="where to start, in the world")
     add("--user", metavar="U", default="", help="the user in the world")
     add("--agent", metavar="ID", default="", help="who asks, for records")
@@ -70,8 +76,12 @@ def main(args: list[str]) -> int:
             "SUBSTRATE_WORLD=disabled (running on the host itself) is not built yet; unset it"
         )
     inside = options.world or os.environ.get("SUBSTRATE_WORLD_ID", "")
-    if options.world and (options.profile or options.policy or options.net or options.keep):
-        raise UsageError("--in uses a world as it is: --profile, --policy, --net, --keep make one")
+    made_of = (options.profile, options.base, options.project, options.policy)
+    if options.world and any((*made_of, options.net, options.keep)):
+        raise UsageError(
+            "--in uses a world as it is: --profile, --base, --project, --policy, --net and --keep "
+            "make one"
+        )
     if inside and limits_of(options) is not None:
         raise UsageError("limits are a world's: substrate world update WORLD --memory …")
     with open_substrate(options) as sub:
@@ -123,6 +133,10 @@ def open_world(sub: Substrate, options: argparse.Namespace, inside: str) -> Worl
     }
     if options.profile:
         chosen["profile"] = options.profile
+    if options.base is not None:
+        chosen["base"] = options.base
+    if options.project is not None:
+        chosen["project"] = options.project
     if options.policy:
         chosen["policy"] = options.policy
     if (limits := limits_of(options)) is not None:

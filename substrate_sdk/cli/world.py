@@ -137,7 +137,15 @@ def _exec(args: list[str]) -> int:
     options = parser.parse_args(head)
     if not rest or (len(rest) == 1 and options.shell is None):
         raise UsageError("write: substrate world exec WORLD -- CMD…")
-    new_only = (options.profile, options.policy, options.net, options.keep, options.world)
+    new_only = (
+        options.profile,
+        options.base,
+        options.project,
+        options.policy,
+        options.net,
+        options.keep,
+        options.world,
+    )
     if any(new_only) or limits_of(options) is not None:
         raise UsageError("world exec uses a world as it is; options for new ones do not apply")
     world_id, command = rest[0], rest[1:]

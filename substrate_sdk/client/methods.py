@@ -13,6 +13,7 @@ from substrate_sdk._pb.substrate.world.v1alpha1 import (
     commits_pb2,
     execs_pb2,
     files_pb2,
+    images_pb2,
     ports_pb2,
     shells_pb2,
     worlds_pb2,
@@ -129,6 +130,18 @@ UPLOAD_TREE = Method(
 )
 DOWNLOAD_TREE = Method(
     _WORLD + "DownloadTree", files_pb2.DownloadTreeRequest, files_pb2.DownloadTreeResponse
+)
+IMPORT_IMAGE = Method(
+    _WORLD + "ImportImage", images_pb2.ImportImageRequest, images_pb2.ImportImageResponse
+)
+LIST_IMAGES = Method(
+    _WORLD + "ListImages", images_pb2.ListImagesRequest, images_pb2.ListImagesResponse
+)
+REMOVE_IMAGE = Method(
+    _WORLD + "RemoveImage",
+    images_pb2.RemoveImageRequest,
+    images_pb2.RemoveImageResponse,
+    repeatable=False,
 )
 GET_DIFF = Method(_WORLD + "GetDiff", commits_pb2.GetDiffRequest, commits_pb2.GetDiffResponse)
 APPLY = Method(_WORLD + "Apply", commits_pb2.ApplyRequest, commits_pb2.ApplyResponse)

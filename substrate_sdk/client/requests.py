@@ -173,7 +173,8 @@ class WorldOptions(TypedDict, total=False):
     #: A directory of the host; the git root around it, or it, is the project.
     project: PathLike
     #: Where the tree comes from: a directory as the root, "image:NAME", "snapshot:ID",
-    #: "before:SPAN" or "after:SPAN". The host's own mounts by default.
+    #: "before:SPAN" or "after:SPAN". The host's own mounts by default. On a directory or an image
+    #: the project is shown, at its own path, only where one is named.
     base: PathLike
     #: Variables that are set whatever the profile allows.
     env: Mapping[str, str]
@@ -273,12 +274,13 @@ def create_world(
         raise TypeError(f"world() got an unexpected keyword argument {unknown[0]!r}")
     network = network_rules(options.get("network") or ())
     base, limits, policy = options.get("base"), options.get("limits"), options.get("policy")
+    source = None if base is None else world_source(base)
     request = worlds_pb2.CreateWorldRequest(
         request_id=new_id("req_"),
         session_id=session_id,
         profile=options.get("profile") or "",
-        cwd=_directory(endpoint, options.get("project"), options.get("cwd")),
-        source=None if base is None else world_source(base),
+        cwd=_cwd(endpoint, options, source),
+        source=source,
         caller_env=caller_env(endpoint),
         env=env_vars(options.get("env")),
         user=options.get("user") or "",
@@ -315,6 +317,15 @@ def _names(option: str, names: Sequence[str] | None) -> Sequence[str]:
 def host_path(path: PathLike | None) -> bytes:
     """A path on the host as an absolute one; empty for None."""
     return b"" if path is None else os.path.abspath(os.fsencode(path))
+
+
+def _cwd(endpoint: Endpoint, options: WorldOptions, source: worlds_pb2.WorldSource | None) -> bytes:
+    """Where commands start; on a root of its own a world has a project only if one is named."""
+    project, cwd = options.get("project"), options.get("cwd")
+    own_root = source is not None and source.WhichOneof("source") in ("directory", "image")
+    if own_root and project is None and cwd is None:
+        return b""
+    return _directory(endpoint, project, cwd)
 
 
 def _directory(endpoint: Endpoint, project: PathLike | None, cwd: PathLike | None) -> bytes:

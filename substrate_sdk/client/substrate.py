@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from substrate_sdk._jsonform import JsonObject
+    from substrate_sdk.client.images import AsyncImages
     from substrate_sdk.client.replays import OnProgress
     from substrate_sdk.records import Explanation, PolicyCheck, Report, Span, Verification
     from substrate_sdk.types import Applied, Capability, Result, WorldInfo
@@ -112,6 +113,13 @@ class AsyncSubstrate:
         from substrate_sdk.client.aio_runtime import AioRuntime
 
         self._connection = open_connection(AioRuntime(), endpoint, home)
+
+    @property
+    def images(self) -> AsyncImages:
+        """The host's images."""
+        from substrate_sdk.client.images import AsyncImages
+
+        return AsyncImages(self._connection)
 
     @classmethod
     def over(cls, connection: Connection) -> Self:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from substrate_sdk._jsonform import JsonObject
+    from substrate_sdk.client.images import Images
     from substrate_sdk.client.replays import OnProgress
     from substrate_sdk.client.substrate import SpanLike
     from substrate_sdk.records import Explanation, PolicyCheck, Report, Span, Verification
@@ -621,6 +622,13 @@ class Substrate:
     ) -> None:
         self._connection = open_connection(BlockingRuntime(), endpoint, home)
         self._inner = AsyncSubstrate.over(self._connection)
+
+    @property
+    def images(self) -> Images:
+        """The host's images."""
+        from substrate_sdk.client.images import Images
+
+        return Images(self._inner.images)
 
     @property
     def endpoint(self) -> Endpoint:

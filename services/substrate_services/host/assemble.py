@@ -40,6 +40,8 @@ from substrate_services.world.beneath import Caller
 from substrate_services.world.broker_client import BrokerClient
 from substrate_services.world.execs import Execs
 from substrate_services.world.flowing import StepNetwork
+from substrate_services.world.images.importing import Images
+from substrate_services.world.images.store import ImageStore
 from substrate_services.world.looks import Looks
 from substrate_services.world.networks import Networks
 from substrate_services.world.observing import SegmentTelemetry
@@ -127,6 +129,7 @@ class Host:
                 Path(self._paths.run_dir, "net"), config.home / "network.log", backend.capabilities
             )
             stack.push_async_callback(networks.close)
+            image_store = ImageStore(config.home)
             worlds = Worlds(
                 home=config.home,
                 backend=backend,
@@ -134,6 +137,7 @@ class Host:
                 journal=journal,
                 reader=reader,
                 preload_dir=native_directory(),
+                images=image_store,
                 networks=networks,
                 warm_pool=config.warm_pool,
             )
@@ -211,6 +215,7 @@ class Host:
                         rollbacks=rollbacks,
                         applies=applies,
                         updates=updates,
+                        images=Images(image_store, worlds.on_image),
                         ports=ports,
                         broker=broker,
                         reader=reader,

@@ -41,7 +41,7 @@ class Actions:
             action = replace(record.action, snapshot_id=world.tree.snapshot_id)
             return action, record, FILES_KINDS.get(record.kind, "exec")
         spec = world.spec
-        command = _command(request)
+        command = _command(request, spec.shell)
         env = dict(spec.env)
         env.update(request.env)
         cwd = request.cwd if request.cwd is not None else spec.cwd
@@ -109,9 +109,9 @@ def span_start(
     )
 
 
-def _command(request: ExecRequest) -> Command:
+def _command(request: ExecRequest, shell: bytes) -> Command:
     if request.shell is not None:
-        shell = b"/bin/bash" if os.path.exists("/bin/bash") else b"/bin/sh"
+        shell = shell or (b"/bin/bash" if os.path.exists("/bin/bash") else b"/bin/sh")
         return Command((shell, b"-c", request.shell), request.shell)
     if not request.argv or not request.argv[0]:
         raise InvalidField("argv", list(request.argv), "expected a program and its arguments")

@@ -70,7 +70,9 @@ def base_libc(base: Path) -> Libc:
     """
     found: Libc = "glibc"
     for directory in ("lib64", "lib", "usr/lib64", "usr/lib"):
-        for loader in sorted((base / directory).glob("ld-*.so.*")):
+        # As it leads in the tree: its own links may be absolute.
+        place = base / _resolve(base, base / directory)
+        for loader in sorted(place.glob("ld-*.so.*")):
             target = _resolve(base, loader)
             if "musl" in target or "gcompat" in target:
                 found = "musl"

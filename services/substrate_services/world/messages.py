@@ -48,8 +48,8 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
     if request.session_id:
         validation.session_id("session_id", request.session_id)
     source = request.source.WhichOneof("source")
-    if source in ("directory", "image"):
-        raise _not_built(f"a world from source.{source}")
+    if source == "image":
+        validation.required_text("source.image", request.source.image)
     if source == "before_span_id":
         validation.span_id("source.before_span_id", request.source.before_span_id)
     if source == "after_span_id":
@@ -59,7 +59,9 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
     if request.secrets:
         raise _not_built("secrets")
     return WorldRequest(
-        cwd=validation.normal_path("cwd", request.cwd),
+        cwd=b""
+        if source in ("directory", "image") and not request.cwd
+        else validation.normal_path("cwd", request.cwd),
         request_id=request.request_id,
         session_id=request.session_id,
         trace_id=trace_id,
@@ -86,6 +88,10 @@ def world_request(request: worlds_pb2.CreateWorldRequest, trace_id: str = "") ->
         after_span_id=request.source.after_span_id or None,
         snapshot_id=request.source.snapshot_id or None,
         use_host_base=request.source.use_host_base,
+        directory=validation.normal_path("source.directory", request.source.directory)
+        if source == "directory"
+        else None,
+        image=request.source.image or None,
         telemetry=_telemetry(request.telemetry),
         limits=limits_from_proto(request.limits),
     )
@@ -180,6 +186,7 @@ def world_to_proto(world: World, *, moved_base: Iterable[bytes] = ()) -> worlds_
         moved_base=moved_base,
         hostname=spec.hostname,
         limits=limits_to_proto(spec.limits),
+        base=spec.base,
     )
     if spec.idle_timeout_s is not None:
         message.idle_timeout.FromNanoseconds(round(spec.idle_timeout_s * 1e9))

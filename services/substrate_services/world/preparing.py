@@ -17,10 +17,13 @@ from substrate_services.journal.schema import FileFingerprint
 from substrate_services.objects.errors import ObjectCorrupt, ObjectMissing
 from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend
+from substrate_services.world.base_layout import make_base_layout
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
+from substrate_services.world.bases import Base, directory_base, image_base, recorded_base
 from substrate_services.world.basis import Basis
 from substrate_services.world.disk import make_disk, require_disk
 from substrate_services.world.ids import new_id, new_trace_id
+from substrate_services.world.images.store import ImageStore
 from substrate_services.world.injection import Injection, choose_injection
 from substrate_services.world.layout import Layout, LayoutRequest, layout_basis, make_layout
 from substrate_services.world.layout_file import save_layout
@@ -55,6 +58,8 @@ from substrate_services.world.tree import WorldTree
 from substrate_services.world.walks import walk_directory
 
 DEFAULT_HOSTNAME = "substrate"
+#: What of the caller's environment is not about places.
+_WITH_ANY_BASE = frozenset(b"TERM COLORTERM NO_COLOR FORCE_COLOR CLICOLOR COLUMNS LINES TZ".split())
 _MISSING_CHARS = 1_800  # what an error may carry over the wire
 
 
@@ -84,6 +89,8 @@ class WorldRequest:
     use_host_base: bool = False
     telemetry: tuple[str, ...] = ()
     limits: Limits = NO_LIMITS
+    directory: bytes | None = None  # of the host, as the root
+    image: str | None = None  # as the root
 
 
 class NotRestorable(ServiceError):
@@ -154,6 +161,7 @@ class Preparer:
         store: the host's objects.
         reader: reads the host's journal.
         preload_dir: directory with the telemetry library, shown in every world.
+        images: the host's images.
     """
 
     def __init__(
@@ -164,12 +172,14 @@ class Preparer:
         store: ObjectStore,
         reader: JournalReader,
         preload_dir: Path,
+        images: ImageStore,
     ) -> None:
         self._home = home
         self._backend = backend
         self._store = store
         self._reader = reader
         self._preload_dir = preload_dir
+        self._images = images
 
     def prepare(self, request: WorldRequest, world_id: str, directory: Path) -> Prepared:
         """Resolve the request and lay the world out on disk; blocks.
@@ -200,19 +210,29 @@ class Preparer:
                 plan = self._plan(source, mounts, use_host_base=request.use_host_base)
             project, home, login_home = plan.base.project, plan.base.home, plan.base.login_home
             cwd = request.cwd or b"/"
+            base = self._recorded_base(plan.base, source.words)
         else:
+            base = self._asked_base(request, home, login_home)
             cwd = os.path.realpath(request.cwd or b"/")
-            project = self._project(cwd, home, login_home)
+            project = self._project(cwd, home, login_home) if request.cwd or base is None else None
+            if base is not None:
+                cwd = cwd if request.cwd else base.config.working_dir or b"/"
+                home = login_home = base.home_of(self._user(request, base), os.geteuid())
         if limits.needs_disk:
             make_disk(directory, limits)
         layout, injection = self.lay_out(
-            directory, home=home, login_home=login_home, project=project, mounts=mounts
+            directory,
+            home=home,
+            login_home=login_home,
+            project=project,
+            mounts=mounts,
+            base=base,
         )
         if plan is not None and source is not None:
             with _not_restorable_without_objects(source.words):
                 fill_home(self._store, plan.base, directory / "fixtures" / "home")
         laid = self._laid(
-            directory, layout, injection, home=home, login_home=login_home, mounts=mounts
+            directory, layout, injection, home=home, login_home=login_home, mounts=mounts, base=base
         )
         tree = laid.tree
         if plan is not None and source is not None:
@@ -222,7 +242,14 @@ class Preparer:
                     tree.mark_first()
                 fill_uppers(self._store, plan.snapshot, layout)
         spec = self._spec(
-            request, world_id, laid, home=home, login_home=login_home, cwd=cwd, limits=limits
+            request,
+            world_id,
+            laid,
+            home=home,
+            login_home=login_home,
+            cwd=cwd,
+            limits=limits,
+            base=base,
         )
         if source is not None:
             spec = replace(spec, restored_from=source.span_id or source.snapshot_id)
@@ -239,11 +266,12 @@ class Preparer:
     def ground(self, request: WorldRequest) -> Ground | None:
         """What decides the layers and the box of a world; blocks.
 
-        None: of a recorded tree, or with a disk of its own, which are made for one world only.
+        None: of a recorded tree, or with a root or a disk of its own: made for one world only.
         """
         restored = (request.before_span_id, request.after_span_id, request.snapshot_id)
         limits = request.limits
-        if any(name is not None for name in restored) or limits.needs_disk:
+        own_root = request.image is not None or request.directory is not None
+        if own_root or any(name is not None for name in restored) or limits.needs_disk:
             return None
         _refuse_what_is_not_built(request)
         limits.require(self._backend.capabilities())
@@ -334,9 +362,10 @@ class Preparer:
         home: bytes,
         login_home: bytes,
         mounts: tuple[BaseMount, ...],
+        base: Base | None = None,
     ) -> Laid:
         skeleton = os.fsencode(directory / "fixtures" / "home")
-        base = BaseRecord(
+        record = BaseRecord(
             mounts=tuple((m.mount_point, m.fs_type.decode(), m.device) for m in mounts),
             project=layout.project,
             home=home,
@@ -344,8 +373,9 @@ class Preparer:
             home_skeleton=put_directory(self._store, walk_directory(skeleton, self._keep)),
             fingerprints=None,
             per_directory=self._per_directory,
+            base=base.text if base is not None else b"",
         )
-        tree = WorldTree(layout, self._store, base, (os.fsencode(self._home),))
+        tree = WorldTree(layout, self._store, record, (os.fsencode(self._home),))
         return Laid(layout, injection, tree)
 
     def _spec(
@@ -358,6 +388,7 @@ class Preparer:
         login_home: bytes,
         cwd: bytes,
         limits: Limits,
+        base: Base | None = None,
     ) -> WorldSpec:
         project, layout = laid.layout.project, laid.layout
         return WorldSpec(
@@ -371,8 +402,8 @@ class Preparer:
             cwd=_cwd_in_world(cwd, project, layout),
             home=home,
             login_home=login_home,
-            env=_world_env(request, layout, laid.injection),
-            user=request.user,
+            env=_world_env(request, layout, laid.injection, base),
+            user=self._user(request, base),
             network=read_rules(request.network).texts,
             hostname=request.hostname or DEFAULT_HOSTNAME,
             labels=request.labels,
@@ -384,6 +415,8 @@ class Preparer:
             restored_from=None,
             telemetry=request.telemetry,
             limits=limits,
+            base=base.text if base is not None else b"",
+            shell=base.shell if base is not None else b"",
         )
 
     def lay_out(
@@ -394,6 +427,7 @@ class Preparer:
         login_home: bytes,
         project: Project | None,
         mounts: tuple[BaseMount, ...],
+        base: Base | None = None,
     ) -> tuple[Layout, Injection]:
         """Make the layers of a world, or of a further generation of one, and say how to mount them.
 
@@ -403,7 +437,21 @@ class Preparer:
             login_home: the home directory that the user database names.
             project: the directory whose changes matter most.
             mounts: the host's mounts now.
+            base: the root, where it is not the host's own.
         """
+        if base is not None:
+            injection = choose_injection(Path(os.fsdecode(base.root)))
+            layout = make_base_layout(
+                directory,
+                base,
+                home=home,
+                project=project,
+                preload_dir=os.fsencode(self._preload_dir),
+                injection=injection,
+                user_xattrs=self._per_directory,
+            )
+            save_layout(directory, layout)
+            return layout, injection
         request = self._layout_request(
             directory, home=home, login_home=login_home, project=project, mounts=mounts
         )
@@ -429,7 +477,6 @@ class Preparer:
             base=mounts,
             per_directory=self._per_directory,
             preload_dir=os.fsencode(self._preload_dir),
-            # A world's base is the host's tree, so far.
             injection=choose_injection(Path("/")),
             id_mapped=self._backend.capabilities().id_mapping == "range",
         )
@@ -462,12 +509,37 @@ class Preparer:
             login_home=spec.login_home,
             project=spec.project,
             mounts=read_base_mounts(),
+            base=recorded_base(self._images, spec.base) if spec.base else None,
         )
         snapshot = get_snapshot(self._store, snapshot_id)
         base = get_base(self._store, snapshot.base)
         fill_home(self._store, base, directory / "fixtures" / "home")
         fill_uppers(self._store, snapshot, layout)
         return layout
+
+    def _asked_base(self, request: WorldRequest, home: bytes, login_home: bytes) -> Base | None:
+        """The root that is asked for; None for the host's own. Raises ServiceError."""
+        if request.image is not None:
+            return image_base(self._images, request.image)
+        if request.directory is not None:
+            hidden = (os.fsencode(self._home), os.path.realpath(home), login_home)
+            return directory_base(request.directory, hidden)
+        return None
+
+    def _recorded_base(self, record: BaseRecord, words: str) -> Base | None:
+        """The root of a record. Raises NotRestorable where it is not here."""
+        if not record.base:
+            return None
+        try:
+            return recorded_base(self._images, record.base)
+        except ServiceError as error:
+            raise NotRestorable(words, (Missing(b"/", str(error)),)) from error
+
+    def _user(self, request: WorldRequest, base: Base | None) -> str:
+        """Who commands run as: an image's own user where the world can have several."""
+        if base is None or self._backend.capabilities().id_mapping != "range":
+            return request.user
+        return request.user or base.config.user
 
     def _source(self, request: WorldRequest) -> TreeSource | None:
         """The recorded tree that is asked for; None for the host's own."""
@@ -526,9 +598,13 @@ def _cwd_in_world(cwd: bytes, project: Project | None, layout: Layout) -> bytes:
 
 
 def _world_env(
-    request: WorldRequest, layout: Layout, injection: Injection
+    request: WorldRequest, layout: Layout, injection: Injection, base: Base | None
 ) -> tuple[tuple[bytes, bytes], ...]:
     env = allowed_env(request.caller_env)
+    if base is not None:
+        # What names places of the host's means nothing there.
+        env = {name: value for name, value in env.items() if name in _WITH_ANY_BASE}
+        env.update(base.config.env)
     env.setdefault(b"PATH", DEFAULT_PATH)
     env.setdefault(b"LANG", b"C.UTF-8")
     env[b"HOME"] = layout.home

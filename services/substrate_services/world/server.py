@@ -31,6 +31,8 @@ from substrate_services.world.execs import Execs
 from substrate_services.world.file_rpcs import FileRpcs
 from substrate_services.world.following import followed
 from substrate_services.world.hanging_up import HangUps
+from substrate_services.world.image_rpcs import ImageRpcs
+from substrate_services.world.images.importing import Images
 from substrate_services.world.looks import Looks
 from substrate_services.world.messages import (
     capabilities_to_proto,
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from substrate_services.wire.errors import Context
 
 
-class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
+class WorldServicer(ImageRpcs, CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
     """Serves the worlds of one host.
 
     Args:
@@ -73,6 +75,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         applies: writes their changes to the host.
         ports: makes their servers reachable.
         updates: changes them, pauses them.
+        images: keeps roots for them.
         broker: says what worlds record whose creator does not.
         reader: reads the journal.
         store: the host's objects.
@@ -91,6 +94,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         applies: Applies,
         ports: Ports,
         updates: Updates,
+        images: Images,
         broker: BrokerClient,
         reader: JournalReader,
         store: ObjectStore,
@@ -105,6 +109,7 @@ class WorldServicer(CommitRpcs, ShellRpcs, UpdatingRpcs, PortRpcs, FileRpcs):
         self._applies = applies
         self._ports = ports
         self._updates = updates
+        self._images = images
         self._snapshots = {}
         self._broker = broker
         self._reader = reader

@@ -42,8 +42,10 @@ SH = Dialect((b"/bin/sh", b"-i"), 6, b"unset HISTFILE MAILCHECK\n")
 OWN_ENV = {b"PS1": b"", b"PS2": b"", b"HISTFILE": b""}
 
 
-def dialect() -> Dialect:
-    """The shell that worlds of this host have: bash, or sh where there is none."""
+def dialect(shell: bytes = b"") -> Dialect:
+    """What a world's shell speaks; without one named, that of this host's: bash, or sh."""
+    if shell:
+        return BASH if shell == BASH.argv[0] else SH
     return BASH if os.path.exists("/bin/bash") else SH
 
 

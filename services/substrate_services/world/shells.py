@@ -127,7 +127,7 @@ class Shells:
         return Shell(
             shell_id=request.shell_id,
             path=directory / f"{request.shell_id}.json",
-            argv=dialect().argv,
+            argv=dialect(world.spec.shell).argv,
             env=dict(request.env),
             cwd=cwd,
         )

@@ -57,6 +57,7 @@ class BaseRecord:
         home_skeleton: directory object of what the empty home begins with.
         fingerprints: digest of the object that lists the project's files.
         per_directory: each top-level directory has an overlay of its own.
+        base: the root, where it is not the host's own: see ``bases.Base.text``.
     """
 
     mounts: tuple[tuple[bytes, str, str], ...]
@@ -66,6 +67,7 @@ class BaseRecord:
     home_skeleton: str
     fingerprints: str | None
     per_directory: bool
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ def put_base(store: ObjectStore, base: BaseRecord) -> str:
                 "home_skeleton": base.home_skeleton,
                 "fingerprints": base.fingerprints,
                 "per_directory": base.per_directory,
+                **({"base": bytesjson.encode(base.base)} if base.base else {}),
             }
         )
     )
@@ -161,6 +164,7 @@ def get_base(store: ObjectStore, digest: str) -> BaseRecord:
         home_skeleton=fields.text("home_skeleton"),
         fingerprints=fields.opt_text("fingerprints"),
         per_directory=fields.flag("per_directory"),
+        base=(opt_bytes(fields, "base") if fields.has("base") else None) or b"",
     )
 
 

@@ -51,6 +51,8 @@ class WorldSpec:
     restored_from: str | None  # the span whose tree it began with, before or after it
     telemetry: tuple[str, ...] = ()  # classes of events to record; all where empty
     limits: Limits = NO_LIMITS
+    base: bytes = b""  # the root, where it is not the host's own: ``bases.Base.text``
+    shell: bytes = b""  # for command strings, there
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ def _to_json(state: WorldState) -> JsonObject:
         "restored_from": spec.restored_from,
         "telemetry": text_list(spec.telemetry),
         "limits": spec.limits.to_json(),
+        "base": bytesjson.encode(spec.base) if spec.base else None,
+        "shell": bytesjson.encode(spec.shell) if spec.shell else None,
         "first_snapshot": state.first_snapshot,
         "snapshot_id": state.snapshot_id,
         "inputs_digest": state.inputs_digest,
@@ -162,6 +166,8 @@ def _from_json(fields: Fields) -> WorldState:
         restored_from=fields.opt_text("restored_from"),
         telemetry=texts(fields, "telemetry") if fields.has("telemetry") else (),
         limits=Limits.from_json(fields.child("limits")) if fields.has("limits") else NO_LIMITS,
+        base=(opt_bytes(fields, "base") if fields.has("base") else None) or b"",
+        shell=(opt_bytes(fields, "shell") if fields.has("shell") else None) or b"",
     )
     return WorldState(
         spec=spec,

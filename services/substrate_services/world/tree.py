@@ -462,12 +462,4 @@ def _real_paths(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 
 def _with_fingerprints(base: BaseRecord, digest: str | None) -> BaseRecord:
-    return BaseRecord(
-        mounts=base.mounts,
-        project=base.project,
-        home=base.home,
-        login_home=base.login_home,
-        home_skeleton=base.home_skeleton,
-        fingerprints=digest,
-        per_directory=base.per_directory,
-    )
+    return replace(base, fingerprints=digest)

@@ -21,9 +21,11 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.telemetry.classes import ALL as ALL_CLASSES
 from substrate_services.telemetry.classes import CLASSES_LINK, classes_mask
 from substrate_services.world.backends.base import Backend, BackendError, Box, BoxSpec, Symlink
+from substrate_services.world.bases import image_digest
 from substrate_services.world.disk import IMAGE, attach_disk, detach_disks
 from substrate_services.world.gate import Gate
 from substrate_services.world.ids import new_id
+from substrate_services.world.images.store import ImageStore
 from substrate_services.world.init_client import ExecState, InitClient, InitGone
 from substrate_services.world.inputs import get_inputs
 from substrate_services.world.layout import Layout
@@ -139,6 +141,7 @@ class Worlds:
         journal: the host's journal.
         reader: reads the same journal.
         preload_dir: directory with the telemetry library, shown in every world.
+        images: the host's images.
         networks: gives worlds their networks.
         warm_pool: how many worlds to keep ready before they are asked for.
     """
@@ -152,6 +155,7 @@ class Worlds:
         journal: Journal,
         reader: JournalReader,
         preload_dir: Path,
+        images: ImageStore,
         networks: Networks,
         warm_pool: int = 0,
     ) -> None:
@@ -169,6 +173,7 @@ class Worlds:
             store=store,
             reader=reader,
             preload_dir=preload_dir,
+            images=images,
         )
         self.pool = Pool(
             size=warm_pool,
@@ -206,6 +211,13 @@ class Worlds:
     def all(self) -> list[World]:
         """The living worlds, oldest first."""
         return sorted(self._worlds.values(), key=lambda world: world.spec.created_at)
+
+    def on_image(self, digest: str) -> str:
+        """The id of a world whose root is this image; empty for none."""
+        for world_id, world in self._worlds.items():
+            if image_digest(world.spec.base) == digest:
+                return world_id
+        return ""
 
     # -- making --------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Imported images: trees that worlds can have for a root, kept by the digest of their content."""
