@@ -254,6 +254,17 @@ def test_exit_ends_the_shell_with_its_code_and_restart_makes_another(shell: Shel
     assert shell.run("exec echo replaced").stdout == "replaced\n"
 
 
+def test_no_command_is_given_to_a_shell_that_the_one_before_has_ended(world: World) -> None:
+    for number in range(3):
+        with world.shell() as shell:
+            # What it leaves makes the shell's own end come later than its command's.
+            assert shell.run(f"sleep 60.0741 & exit {number}").exit_code == number
+            with pytest.raises(ShellEnded, match=f"ended with exit code {number}"):
+                shell.run("echo")
+            shell.restart()
+            assert shell.run("echo anew").stdout == "anew\n"
+
+
 def test_a_shell_that_a_realtime_signal_ended_is_told_of(shell: Shell) -> None:
     assert shell.run("kill -40 $$; sleep 9").signal == "SIGRTMIN+6"
     with pytest.raises(ShellEnded, match=r"SIGRTMIN\+6"):

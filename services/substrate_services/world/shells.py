@@ -72,6 +72,7 @@ class _Handle:
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    dying: bool = False  # its command has told of its end, which is still to be heard of itself
     interrupted: str = ""  # the exec id of a command that had not been given to the shell yet
 
 
@@ -241,6 +242,9 @@ class Shells:
         shell = self.get(world, shell_id)
         if not shell.ended:
             await self._end(world, shell)
+        elif (handle := self._handle(world, shell_id)).dying:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(handle.gone.wait(), _END_S)
         with contextlib.suppress(InitError, InitGone):
             await world.init.forget(shell.init_id)
         world.shells.pop(shell_id, None)
@@ -331,6 +335,10 @@ class Shells:
                 self._note_end(world, shell, _how(state))
             elif state.exec_id == shell.running:
                 _came_back(shell, state)
+                if state.shell_ended:
+                    # Its own end is heard later: what it left is waited for, no command may be.
+                    self._handle(world, shell.shell_id).dying = True
+                    self._keep_end(shell, _how(state))
 
     def world_lost(self, world: World) -> None:
         """See :class:`Listener`."""
@@ -338,11 +346,15 @@ class Shells:
             self._note_end(world, shell, "was lost with its world")
 
     def _note_end(self, world: World, shell: Shell, how: str) -> None:
+        self._keep_end(shell, how)
+        self._handle(world, shell.shell_id).gone.set()
+
+    @staticmethod
+    def _keep_end(shell: Shell, how: str) -> None:
         if not shell.ended:
             shell.ended = how
             with contextlib.suppress(OSError):  # the world's directory goes, or the disk is full
                 shell.save()
-        self._handle(world, shell.shell_id).gone.set()
 
 
 def _came_back(shell: Shell, state: ExecState) -> None:
