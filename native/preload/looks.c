@@ -118,16 +118,25 @@ struct name {
     uint64_t hash, tail; /* the last `length % 8` bytes */
 };
 
+typedef uint64_t __attribute__((may_alias)) aligned_word;
 typedef uint64_t __attribute__((may_alias, aligned(1))) loose_word;
 
-/* Up to eight bytes of a string, none from a page that it may not reach. */
+static inline uint64_t zeros_of(uint64_t word) {
+    return (word - 0x0101010101010101u) & ~word & 0x8080808080808080u;
+}
+
+/*
+ * Eight bytes of a string, or what is left of it. Read in aligned words, which reach into nothing
+ * that the string is not in: no page, and no memory that valgrind or tagged pointers watch.
+ */
 static inline uint64_t word_of(const char *at) {
-    if (likely(((uintptr_t)at & 4095u) <= 4096u - 8u))
-        return *(const loose_word *)(const void *)at;
-    uint64_t word = 0;
-    for (unsigned i = 0; i < 8 && at[i] != '\0'; i++)
-        word |= (uint64_t)(unsigned char)at[i] << 8 * i;
-    return word;
+    const aligned_word *words =
+        (const aligned_word *)(const void *)(at - (uintptr_t)at % sizeof(uint64_t));
+    unsigned shift = 8 * ((uintptr_t)at % sizeof(uint64_t));
+    uint64_t word = words[0] >> shift;
+    if (shift == 0 || zeros_of(word | ~0ULL << (64 - shift)) != 0)
+        return word;
+    return word | words[1] << (64 - shift);
 }
 
 static inline uint64_t mix(uint64_t hash, uint64_t word) {
@@ -140,7 +149,7 @@ static inline bool read_name(const char *path, uint64_t base, struct name *name)
     uint64_t hash = base;
     for (uint32_t length = 0; length < SUB_STRING_MAX; length += 8) {
         uint64_t word = word_of(path + length);
-        uint64_t zeros = (word - 0x0101010101010101u) & ~word & 0x8080808080808080u;
+        uint64_t zeros = zeros_of(word);
         if (zeros == 0) {
             hash = mix(hash, word);
             continue;
