@@ -95,6 +95,15 @@ def _own_cgroups() -> list[Path]:
     return [path for path in found if path.is_dir()]
 
 
+def cgroup2_mount() -> Path | None:
+    """Where version 2 is mounted, or None."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        parts = line.split()
+        if parts[parts.index("-") + 1] == "cgroup2":
+            return Path(parts[4])
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process, identified so that a reused pid is not mistaken for it."""

@@ -34,6 +34,9 @@ FoundT = TypeVar("FoundT")
 #: A Python that worlds show: the venv's own directory may lie in a home, which they do not.
 PYTHON = os.path.realpath(sys.executable)
 
+#: How many times longer than usual this machine may take: an emulated one, in scripts/vm-tests.
+SLOWNESS = float(os.environ.get("SUBSTRATE_TEST_SLOWNESS", "1"))
+
 _OWN_VARIABLES = (
     "SUBSTRATE_ENDPOINT",
     "SUBSTRATE_TOKEN",
@@ -218,7 +221,7 @@ def finish(
     """Wait for a command line that was started."""
     with process:
         try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+            stdout, stderr = process.communicate(stdin, timeout=timeout_s * SLOWNESS)
         except subprocess.TimeoutExpired as error:
             process.kill()
             stdout, stderr = process.communicate()
@@ -240,7 +243,7 @@ def kill_and_wait(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 def eventually(look: Callable[[], FoundT | None], what: str, timeout_s: float = 10.0) -> FoundT:
     """Look until there is something, for what cannot be waited for."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * SLOWNESS
     while True:
         found = look()
         if found:
@@ -253,7 +256,7 @@ def read_until(process: subprocess.Popen[bytes], marker: bytes, timeout_s: float
     """Read a command line's standard output until the marker is in it."""
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * SLOWNESS
     data = b""
     while marker not in data:
         left_s = deadline - time.monotonic()

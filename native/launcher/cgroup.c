@@ -174,9 +174,10 @@ static int count_controllers(int dir, bool ask, bool found[CONTROLLERS]) {
 
 /*
  * Our own cgroup has us in it, so it gives its children no controllers; one above may do. Only ours
- * and the root of the hierarchy are asked to: those between belong to whoever manages them.
+ * and the root of the hierarchy are asked to, and what we are a part of by delegation: those between
+ * belong to whoever manages them. Returns how many controllers are given there, -1: nowhere.
  */
-static bool choose_place(const char *mount, char *own, char *chosen, size_t room) {
+static int choose_place(const char *mount, char *own, bool vacated, char *chosen, size_t room) {
     int best = -1, up = 0;
     for (;; up++) {
         char path[4096], procs[4200];
@@ -187,7 +188,8 @@ static bool choose_place(const char *mount, char *own, char *chosen, size_t room
         if (dir < 0 || access(path, W_OK) || access(procs, W_OK))
             break;
         bool found[CONTROLLERS];
-        int count = count_controllers(dir, up == 0 || !*own, found);
+        bool ours = up == 1 && (vacated || cgroup_is_marked(dir));
+        int count = count_controllers(dir, up == 0 || ours || !*own, found);
         if (count > best && strlen(path) < room) {
             best = count;
             strcpy(chosen, path);
@@ -197,13 +199,35 @@ static bool choose_place(const char *mount, char *own, char *chosen, size_t room
             break;
         *strrchr(own, '/') = 0;
     }
-    return best >= 0;
+    return best;
+}
+
+/* Where our own cgroup was handed to us, and has more than `given`: moves who is in it further down. */
+static bool make_room(const char *mount, const char *own, int given) {
+    char path[4096];
+    int available = 0;
+    snprintf(path, sizeof path, "%s%s", mount, own);
+    SUB_AUTO_FD dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; dir >= 0 && i < CONTROLLERS; i++)
+        available += listed(dir, "cgroup.controllers", controller_names[i]);
+    return available > given && cgroup_is_delegated(dir, !*own) &&
+           cgroup_vacate(dir, "substrate-host");
+}
+
+static bool find_place_v2(char *chosen, size_t room) {
+    char mount[2048], own[1024], here[1024];
+    if (!cgroup_own_directory(NULL, mount, own, sizeof own))
+        return false;
+    strcpy(here, own);
+    int given = choose_place(mount, own, false, chosen, room);
+    if (make_room(mount, here, given) && cgroup_own_directory(NULL, mount, own, sizeof own))
+        given = choose_place(mount, own, true, chosen, room);
+    return given >= 0;
 }
 
 static void find_v2(const char *name) {
-    char mount[2048], own[1024], chosen[2048 + 1024];
-    if (!cgroup_own_directory(NULL, mount, own, sizeof own) ||
-        !choose_place(mount, own, chosen, sizeof chosen))
+    char chosen[2048 + 1024];
+    if (!find_place_v2(chosen, sizeof chosen))
         return;
     snprintf(base.path, sizeof base.path, "%s/%s", chosen, name);
     cgroup_remove_below(AT_FDCWD, base.path); /* left by a launcher that was killed */
@@ -267,6 +291,30 @@ static int make_v2(const char *world_id, uint32_t owner, struct box_cgroups *mad
     }
     if (enabled[CONTROLLER_PIDS])
         made->pids = fcntl(made->execs, F_DUPFD_CLOEXEC, 3);
+    return 0;
+}
+
+static uint64_t memory_used(int execs) {
+    char text[32] = "";
+    SUB_AUTO_FD fd = openat(execs, "memory.current", O_RDONLY | O_CLOEXEC);
+    return fd < 0 || read(fd, text, sizeof text - 1) <= 0 ? 0 : strtoull(text, NULL, 10);
+}
+
+/*
+ * Writing memory.max ends processes until what is left fits, where version 1 refuses a limit that
+ * cannot be reached. memory.high reclaims first, and ends nobody.
+ */
+static int refuse_what_is_used(int execs, const struct sub_limits *limits, struct fail *fail) {
+    char text[32];
+    if (!enabled[CONTROLLER_MEMORY] || !limits->memory_bytes ||
+        memory_used(execs) <= limits->memory_bytes)
+        return 0;
+    snprintf(text, sizeof text, "%llu", (unsigned long long)limits->memory_bytes);
+    (void)!cgroup_write(execs, "memory.high", text);
+    uint64_t used = memory_used(execs);
+    (void)!cgroup_write(execs, "memory.high", "max");
+    if (used > limits->memory_bytes)
+        return fail_set(fail, EBUSY, "the world uses more than this limit of memory");
     return 0;
 }
 
@@ -418,7 +466,7 @@ int cgroup_limit(const char *world_id, const struct sub_limits *limits, struct f
             world < 0 ? -1 : openat(world, "execs", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (execs < 0)
             return fail_set(fail, errno, "the cgroup of world %s", world_id);
-        if (limit_v2(world, execs, limits, fail))
+        if (refuse_what_is_used(execs, limits, fail) || limit_v2(world, execs, limits, fail))
             return -1;
     }
     return cgroup_v1_limit(world_id, limits, fail);

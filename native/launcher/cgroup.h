@@ -37,6 +37,15 @@ void cgroup_remove_below(int parent, const char *name);
 /* Of the memory of this machine, what all boxes together may have; 0: not known. */
 uint64_t cgroup_ceiling(void);
 
+/* ---- cgroup_delegated.c ---------------------------------------------------------------------- */
+
+/* Whether what is below a cgroup is ours to arrange. `top`: of all that is seen of the hierarchy. */
+bool cgroup_is_delegated(int dir, bool top);
+/* Whether systemd has marked it so. */
+bool cgroup_is_marked(int dir);
+/* Moves all processes of a cgroup to one below it; all of them or none. */
+bool cgroup_vacate(int dir, const char *leaf);
+
 /* ---- cgroup_v1.c ----------------------------------------------------------------------------- */
 
 bool cgroup_v1_has(enum controller controller);

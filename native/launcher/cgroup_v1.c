@@ -87,8 +87,10 @@ static int limit_memory(int dir, uint64_t bytes) {
     if (bytes)
         snprintf(text, sizeof text, "%llu", (unsigned long long)bytes);
     bool swap = faccessat(dir, both, F_OK, 0) == 0;
+    /* EINVAL: it is above memory + swap, which goes first then. EBUSY: so much is used. */
     if (cgroup_write(dir, memory, text) &&
-        (!swap || cgroup_write(dir, both, text) || cgroup_write(dir, memory, text)))
+        (errno != EINVAL || !swap || cgroup_write(dir, both, text) ||
+         cgroup_write(dir, memory, text)))
         return -1;
     return swap ? cgroup_write(dir, both, text) : 0;
 }

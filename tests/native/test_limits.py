@@ -123,6 +123,25 @@ def test_holds_a_world_to_its_share_of_a_processor(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_refuses_a_limit_of_memory_below_what_is_used_and_ends_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with launcher(tmp_path) as backend:
+            needs(backend, "memory")
+            async with guest(tmp_path, backend=backend) as box:
+                hold = f"kept = b'x' * {100 << 20}; print(1, flush=True); input()"
+                command = box.command("python3", "-c", hold, exec_id="holds", stdin=True)
+                holds = await box.start(command)
+                await box.until("holds", b"1\n")
+                with pytest.raises(BackendError, match="uses more than this limit of memory"):
+                    await backend.limit("wld_test", BoxLimits(memory_bytes=32 << 20))
+                await backend.limit("wld_test", BoxLimits(memory_bytes=400 << 20))
+                await box.client.write_stdin("holds", b"\n", offset=0, eof=True)
+                ended = await box.end(holds)
+                assert (ended.code, ended.state.oom_kills) == (0, 0)
+
+    asyncio.run(scenario())
+
+
 def test_changes_the_limits_of_a_living_box(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with launcher(tmp_path) as backend:
