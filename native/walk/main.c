@@ -55,9 +55,12 @@ static void give_up_rights(void) {
     if (syscall(SYS_capset, &header, least) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         die("cannot give up rights");
     prctl(PR_SET_DUMPABLE, 0);
-    struct rlimit memory = {MEMORY_LIMIT, MEMORY_LIMIT}, none = {0, 0};
-    setrlimit(RLIMIT_AS, &memory);
+    struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none);
+#ifndef SUBSTRATE_SANITIZED /* sanitizers want terabytes of addresses */
+    struct rlimit memory = {MEMORY_LIMIT, MEMORY_LIMIT};
+    setrlimit(RLIMIT_AS, &memory);
+#endif
     setrlimit(RLIMIT_FSIZE, &none);
 }
 

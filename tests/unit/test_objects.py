@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from substrate_services.journal.schema import FileState
 from substrate_services.objects.errors import (
     ObjectCorrupt,
     ObjectMissing,
@@ -29,6 +30,8 @@ from substrate_services.objects.tree import (
     TreeEntry,
     decode_dir,
     encode_dir,
+    encode_entry,
+    encode_state,
     entry_from_json,
     entry_to_json,
     get_dir,
@@ -287,6 +290,32 @@ entries = st.builds(
         lambda found: tuple(sorted(found.items()))
     ),
 )
+
+
+@settings(max_examples=150, deadline=None)
+@given(entries, st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1))
+def test_a_file_is_encoded_at_once_as_it_is_in_steps(entry: TreeEntry, name: str) -> None:
+    plain = TreeEntry(
+        name=b"_" + name.encode(),
+        kind="file",
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        size=entry.size,
+        mtime_ns=entry.mtime_ns,
+        digest=entry.digest,
+    )
+    state = FileState(
+        kind="file",
+        mode=entry.mode,
+        size=entry.size,
+        digest=entry.digest,
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime_ns=entry.mtime_ns,
+    )
+    assert encode_state(plain.name, state, entry.digest) == encode_entry(plain)
+    assert encode_state(b"\xff", state, entry.digest) is None
 
 
 @settings(max_examples=150, deadline=None)

@@ -36,11 +36,13 @@ from substrate_services.journal.jsontypes import (
     LineError,
     canonical_bytes,
 )
+from substrate_services.journal.schema import FileState
 from substrate_services.objects.errors import ObjectCorrupt
 
 EntryKind = Literal["file", "dir", "symlink", "whiteout", "fifo", "socket", "char", "block"]
 
 _FORMAT = "substrate.dir.v1"
+_quoted = json.encoder.encode_basestring  # as canonical_bytes has strings
 _KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
 
 
@@ -109,14 +111,47 @@ def walk(blobs: Blobs, root: str) -> Iterator[tuple[bytes, TreeEntry]]:
             stack.append((path + b"/", iter(get_dir(blobs, entry.digest))))
 
 
+def put_encoded(blobs: Blobs, entries: Sequence[str]) -> str:
+    """As :func:`put_dir`, of entries from :func:`encode_entry` in the order of their names."""
+    return blobs.put(_encoded(entries))
+
+
 def encode_dir(entries: Sequence[TreeEntry]) -> bytes:
     """A directory's canonical bytes. Raises ValueError as :func:`put_dir` does."""
     ordered = sorted(entries, key=lambda entry: entry.name)
     for entry, following in itertools.pairwise(ordered):
         if entry.name == following.name:
             raise ValueError(f"name {entry.name!r} is twice in one directory")
-    encoded: list[JsonValue] = [entry_to_json(entry) for entry in ordered]
-    return canonical_bytes({"format": _FORMAT, "entries": encoded})
+    return _encoded([encode_entry(entry) for entry in ordered])
+
+
+def encode_entry(entry: TreeEntry) -> str:
+    """The canonical form of one entry, as a directory has it."""
+    return canonical_bytes(entry_to_json(entry)).decode()
+
+
+def encode_state(name: bytes, state: FileState, digest: str | None) -> str | None:
+    """As :func:`encode_entry`, for a file or directory of which there is no more to say.
+
+    A directory is written anew when one of its entries changes, and may have thousands.
+
+    Returns:
+        None where the name is not UTF-8.
+    """
+    try:
+        text = _quoted(name.decode())
+    except UnicodeDecodeError:
+        return None
+    said = f'"digest":"{digest}",' if digest is not None else ""
+    size = f'"size":{state.size},' if state.size else ""
+    return (
+        f'{{{said}"gid":{state.gid},"kind":"{state.kind}","mode":{state.mode},'
+        f'"mtime_ns":{state.mtime_ns},"name":{text},{size}"uid":{state.uid}}}'
+    )
+
+
+def _encoded(entries: Sequence[str]) -> bytes:
+    return f'{{"entries":[{",".join(entries)}],"format":"{_FORMAT}"}}'.encode()
 
 
 def decode_dir(data: bytes) -> tuple[TreeEntry, ...]:

@@ -53,6 +53,16 @@ class LayerWalks:
             for layer in self._layers
         }
 
+    @property
+    def stands_by(self) -> bool:
+        """Whether there is a looker."""
+        return self._looker is not None
+
+    @property
+    def looker_pid(self) -> int:
+        """Its process; 0 where there is none."""
+        return self._looker.pid if self._looker is not None else 0
+
     def stand_by(
         self, walks: Mapping[str, UpperNode], *, init_pid: int = 0, world_id: str = "-"
     ) -> None:

@@ -94,12 +94,12 @@ class Looker:
             raise LookerLost(f"{LOOKERS_MAX} worlds have one already")
         self._roots = len(roots)
         try:
-            self._socket, pid = _start(roots, init_pid, world_id)
+            self._socket, self.pid = _start(roots, init_pid, world_id)
         except (NativeMissingError, OSError) as error:
             _places.release()
             raise LookerLost(str(error)) from error
         # Also where a world is forgotten without a word, so that no process outlives its tree.
-        self._end = weakref.finalize(self, _end, self._socket, pid)
+        self._end = weakref.finalize(self, _end, self._socket, self.pid)
 
     def look(self, *, taken: bool, everything: bool) -> Answer:
         """Look again.

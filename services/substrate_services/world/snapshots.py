@@ -31,10 +31,12 @@ from substrate_services.journal.schema import FileFingerprint, FileState
 from substrate_services.objects.store import ObjectStore
 from substrate_services.objects.tree import (
     TreeEntry,
+    encode_entry,
+    encode_state,
     entry_from_json,
     entry_to_json,
     get_dir,
-    put_dir,
+    put_encoded,
 )
 from substrate_services.world.layers import Layer, UpperNode
 from substrate_services.world.project import Project, project_from_json, project_to_json
@@ -210,31 +212,40 @@ def _put_node(
     store: ObjectStore, name: bytes, node: UpperNode, links: Mapping[int, bytes]
 ) -> TreeEntry:
     # A stack of its own: a world may nest directories deeper than calls may nest here.
-    above: list[tuple[bytes, UpperNode, Iterator[tuple[bytes, UpperNode]], list[TreeEntry]]] = []
+    above: list[tuple[bytes, UpperNode, Iterator[tuple[bytes, UpperNode]], list[str]]] = []
     while True:
+        link = None
         if node.kept:  # part of the snapshot before, which is whole
-            entry = _entry_of(name, node, node.kept)
-            if not above:
-                return entry
-            above[-1][3].append(entry)
+            digest: str | None = node.kept
         elif node.kind == "dir" and not node.unread:
-            above.append((name, node, iter(node.children.items()), []))
+            above.append((name, node, iter(sorted(node.children.items())), []))
+            digest = None
         else:
             digest = node.state.digest if node.state is not None else None
-            entry = _entry_of(name, node, digest, links.get(id(node)))
-            if not above:
-                return entry
-            above[-1][3].append(entry)
+            link = links.get(id(node))
+        if not above:
+            return _entry_of(name, node, digest, link)
+        if above[-1][1] is not node:
+            above[-1][3].append(_encoded(name, node, digest, link))
         while (following := next(above[-1][2], None)) is None:
             name, node, _names, entries = above.pop()
-            digest = put_dir(store, entries)
+            digest = put_encoded(store, entries)
             if node.below is not None and not node.below.linked:
                 node.kept = digest  # of itself alone: where its files have no other names
-            entry = _entry_of(name, node, digest)
             if not above:
-                return entry
-            above[-1][3].append(entry)
+                return _entry_of(name, node, digest)
+            above[-1][3].append(_encoded(name, node, digest))
         name, node = following
+
+
+def _encoded(name: bytes, node: UpperNode, digest: str | None, link: bytes | None = None) -> str:
+    state = node.state
+    more = node.opaque or node.redirect is not None or node.xattrs or link is not None
+    if state is not None and state.kind in ("file", "dir") and not more:
+        encoded = encode_state(name, state, digest)
+        if encoded is not None:
+            return encoded
+    return encode_entry(_entry_of(name, node, digest, link))
 
 
 def _entry_of(
