@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from substrate_services.journal import bytesjson, codec, parts
 from substrate_services.journal.action import action_digest
-from substrate_services.journal.jsontypes import JsonObject, LineError, compact_bytes
+from substrate_services.journal.jsontypes import (
+    JsonObject,
+    LineError,
+    canonical_bytes,
+    compact_bytes,
+)
 from substrate_services.journal.schema import (
     Action,
     Blocked,
@@ -256,6 +261,9 @@ def test_a_fingerprint_comes_back_equal(path: bytes, value: int) -> None:
     fingerprint = FileFingerprint(path, value, value, value, value, value, value, value, path)
     line = through_the_file({"x": parts.file_fingerprint_to_json(fingerprint)})
     assert parts.file_fingerprint_from_json(line["x"]) == fingerprint
+    without = replace(fingerprint, target=None)
+    listed = [parts.file_fingerprint_to_json(item) for item in (fingerprint, without)]
+    assert parts.file_fingerprints_text((fingerprint, without)) == canonical_bytes(listed)
 
 
 def make_span(**changes: object) -> SpanRecord:

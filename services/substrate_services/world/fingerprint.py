@@ -46,21 +46,37 @@ def fingerprint_tree(root: bytes, leave_out: tuple[bytes, ...]) -> tuple[FileFin
     """
     device = os.lstat(root).st_dev
     found = [fingerprint_of(root)]
-    for path, status in _entries(root):
-        if status.st_dev == device and not is_below(path, leave_out):
+    hidden = frozenset(leave_out)
+    pending = [] if is_below(root, leave_out) else [root]
+    while pending:
+        for entry in _listed(pending.pop()):
+            path = entry.path
+            if path in hidden:
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if status.st_dev != device:
+                continue
             found.append(fingerprint_of(path, status))
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
     return tuple(sorted(found, key=lambda entry: entry.path))
+
+
+def _listed(directory: bytes) -> list[os.DirEntry[bytes]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []  # gone, or not ours to read: not part of what a world could see either
 
 
 def _entries(directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     pending = [directory]
     while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                listed = list(entries)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # gone, or not ours to read: not part of what a world could see either
-        for entry in listed:
+        for entry in _listed(pending.pop()):
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:

@@ -24,7 +24,7 @@ from substrate_services.journal import bytesjson
 from substrate_services.journal.jsontypes import Fields, JsonValue, canonical_bytes
 from substrate_services.journal.parts import (
     file_fingerprint_from_json,
-    file_fingerprint_to_json,
+    file_fingerprints_text,
     opt_bytes,
 )
 from substrate_services.journal.schema import FileFingerprint, FileState
@@ -172,7 +172,7 @@ def get_base(store: ObjectStore, digest: str) -> BaseRecord:
 
 def put_fingerprints(store: ObjectStore, fingerprints: tuple[FileFingerprint, ...]) -> str:
     """Keep the project's fingerprints as one object."""
-    return store.put(canonical_bytes([file_fingerprint_to_json(item) for item in fingerprints]))
+    return store.put(file_fingerprints_text(fingerprints))
 
 
 def get_fingerprints(store: ObjectStore, digest: str) -> dict[bytes, FileFingerprint]:
