@@ -12,7 +12,7 @@ import pytest
 
 from tests.native.recording import ROOT
 
-_SECONDS = 20
+_SECONDS = 8
 
 
 @pytest.mark.slow
