@@ -218,6 +218,13 @@ class Answers(Generic[RequestT, ResponseT]):
     def _left_s(self) -> float | None:
         return None if self._deadline is None else max(0.001, self._deadline - time.monotonic())
 
+    async def done(self) -> None:
+        """Take no more: the last answer has come, and the connection serves the next call."""
+        self._closed = True
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.done()
+
     async def close(self) -> None:
         """End the call, not what it is about. Idempotent."""
         self._closed = True

@@ -94,7 +94,7 @@ class AsyncOutputReader:
                 return Output.from_proto(answer.output)
             if kind == "finished":
                 self.finished = answer.finished
-                await self._answers.close()
+                await self._answers.done()
         raise StopAsyncIteration
 
     async def close(self) -> None:

@@ -48,6 +48,9 @@ class _BlockingStream(Generic[ItemT]):
         except grpc.RpcError as error:
             raise from_rpc_error(error, endpoint=str(self._endpoint)) from error
 
+    async def done(self) -> None:
+        await self.close()
+
     async def close(self) -> None:
         self._call.cancel()
 
@@ -122,6 +125,9 @@ class _AioStream(Generic[ItemT]):
             return await anext(self._items)
         except grpc.RpcError as error:
             raise from_rpc_error(error, endpoint=str(self._endpoint)) from error
+
+    async def done(self) -> None:
+        await self.close()
 
     async def close(self) -> None:
         self._call.cancel()

@@ -99,6 +99,12 @@ class Http2Connection:
             return False
         return not self._going
 
+    def leave(self) -> None:
+        """Wait no longer for the end of a call whose last message has come: another may start."""
+        self._ended = True
+        self._early.clear()
+        self.idle_since = time.monotonic()
+
     def start(self, path: str, timeout_s: float | None) -> None:
         """Send the headers of a call."""
         self._stream += 2
@@ -199,12 +205,27 @@ class Http2Connection:
         elif kind == _RST_STREAM and stream == self._stream and not self._ended:
             self._ended = True
             raise StreamReset(struct.unpack(">I", payload)[0])
+        elif kind in (_DATA, _HEADERS, _CONTINUATION) and (stream < self._stream or self._ended):
+            self._of_left_call(kind, flags, payload)
         elif kind in (_DATA, _HEADERS, _CONTINUATION) and stream == self._stream:
             self._early.append((kind, flags, stream, payload))
             if flags & _END_STREAM:
                 # Our half of the stream stays open: end it with the connection.
                 self._going = True
                 self._stream_window = self._send_window = 1  # whoever waits for a window may go on
+
+    def _of_left_call(self, kind: int, flags: int, payload: bytes) -> None:
+        """The rest of a call that was left: it counts, to the window and for later headers."""
+        if kind == _DATA:
+            self._took(len(payload))
+        elif kind == _HEADERS and flags & _END_HEADERS:
+            block = _without_padding(flags, payload)
+            try:
+                self._hpack.decode(block[5:] if flags & _PRIORITY else block)
+            except HpackError as error:
+                raise ConnectionLost(str(error)) from error
+        else:
+            raise ConnectionLost("the end of the call before came in pieces")
 
     def _settings(self, payload: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", payload):

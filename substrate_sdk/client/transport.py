@@ -29,6 +29,9 @@ class Stream(Protocol[ItemT_co]):
 
     async def __anext__(self) -> ItemT_co: ...
 
+    async def done(self) -> None:
+        """Take no more: what came is all that there is but the call's own end."""
+
     async def close(self) -> None:
         """End the call. Idempotent."""
 

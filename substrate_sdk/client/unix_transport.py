@@ -94,6 +94,7 @@ class _Call(Generic[ResponseT]):
         self._pool = pool
         self._parse = method.response.FromString
         self._connection: Http2Connection | None = None
+        self._done = False
         self._messages = self._run(method.path, requests, timeout_s)
 
     def __aiter__(self) -> AsyncIterator[ResponseT]:
@@ -106,6 +107,10 @@ class _Call(Generic[ResponseT]):
             raise StopAsyncIteration from None
         except _Failure as failure:
             raise self._pool.error(failure) from failure
+
+    async def done(self) -> None:
+        self._done = True
+        self._messages.close()
 
     async def close(self) -> None:
         connection = self._connection
@@ -136,6 +141,11 @@ class _Call(Generic[ResponseT]):
             raise _Failure(_RESETS.get(error.code, "INTERNAL"), str(error)) from error
         except _Failure:
             whole = True
+            raise
+        except GeneratorExit:
+            if self._done and self._connection is not None:
+                self._connection.leave()
+                whole = True
             raise
         finally:
             connection_used, self._connection = self._connection, None
