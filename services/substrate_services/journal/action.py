@@ -8,8 +8,10 @@ value. docs/REPLAY.md lists the keys and has a test vector.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import blake3
@@ -34,7 +36,35 @@ def canonical_action(action: Action) -> bytes:
     Raises:
         ValueError: the time-out is not a finite number, or a text is not valid Unicode.
     """
-    return bencode({"type": "substrate.action", "v": ENCODING_VERSION, **_fields(action)})
+    fields: dict[str, Bencodable | _Encoded] = {
+        "type": "substrate.action",
+        "v": ENCODING_VERSION,
+        **_fields(action),
+        "env": _encoded_env(action.env),
+    }
+    out: list[bytes] = [b"d"]
+    for key in sorted(fields):
+        _bencode(key, out)
+        value = fields[key]
+        if isinstance(value, _Encoded):
+            out.append(value.data)
+        else:
+            _bencode(value, out)
+    out.append(b"e")
+    return b"".join(out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """What is in bencode already."""
+
+    data: bytes
+
+
+# The larger part of an action, and the same for most steps of a world.
+@functools.lru_cache(maxsize=256)
+def _encoded_env(env: tuple[tuple[bytes, bytes], ...]) -> _Encoded:
+    return _Encoded(bencode(_sorted_env(env)))
 
 
 def action_digest(action: Action) -> str:
@@ -93,8 +123,7 @@ def _fields(action: Action) -> dict[str, Bencodable]:
     fields: dict[str, Bencodable] = {
         "argv": list(action.command.argv),
         "cwd": action.cwd,
-        # Stable: the order of equal names stays.
-        "env": [[name, value] for name, value in sorted(action.env, key=lambda pair: pair[0])],
+        "env": _sorted_env(action.env),
         "limits": dict(action.limits),
         "network": sorted(set(action.network)),
         "policy": action.policy_hash,
@@ -114,6 +143,11 @@ def _fields(action: Action) -> dict[str, Bencodable]:
     if action.timeout_s is not None:
         fields["timeout_us"] = _microseconds(action.timeout_s)
     return fields
+
+
+def _sorted_env(env: Sequence[tuple[bytes, bytes]]) -> list[list[bytes]]:
+    # Stable: the order of equal names stays.
+    return [[name, value] for name, value in sorted(env, key=lambda pair: pair[0])]
 
 
 def _microseconds(seconds: float) -> int:

@@ -10,6 +10,7 @@ Only the writer adds ``seq`` and ``v``; ``ts`` is added by the writer where a li
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -278,6 +279,11 @@ def _asked(action: Action, decision: Decision, origin: Origin) -> JsonObject:
     }
 
 
+@functools.lru_cache(maxsize=256)
+def _env_hash(env: tuple[tuple[bytes, bytes], ...]) -> str:
+    return blake3.blake3(canonical_bytes([parts.env_to_json(env)])).hexdigest()
+
+
 def _replay_context(action: Action, origin: Origin) -> JsonObject:
     env = dict(action.env)
 
@@ -286,10 +292,9 @@ def _replay_context(action: Action, origin: Origin) -> JsonObject:
         return None if value is None else bytesjson.encode(value)
 
     locale = next((env[name] for name in _LOCALE_NAMES if env.get(name)), None)
-    env_hash = blake3.blake3(canonical_bytes([parts.env_to_json(action.env)])).hexdigest()
     return {
         "path": variable(b"PATH"),
-        "env_hash": env_hash,
+        "env_hash": _env_hash(action.env),
         "umask": action.umask,
         "locale": None if locale is None else bytesjson.encode(locale),
         "cwd": bytesjson.encode(action.cwd),

@@ -2,8 +2,9 @@
 
 An ``append`` only takes a place in a queue. A thread writes what is queued as one batch, closes
 it with a commit line (:mod:`.chain`), makes it durable with fdatasync, and only then answers
-those who wait in ``flush``. A batch is written at once when somebody waits for it, else after the
-commit interval, so a lone flush costs one write and many share one.
+those who wait in ``flush``; a thread that calls ``flush_sync`` does it itself. A batch is written
+at once when somebody waits for it, else after the commit interval, so a lone flush costs one write
+and many share one.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Journal:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_fd = take_lock(self.path)
             try:
-                self._file = LiveFile(self.path)  # used by the writer thread only, once it runs
+                self._file = LiveFile(self.path)  # as _batch, once the thread runs
             except BaseException:
                 os.close(self._lock_fd)
                 raise
@@ -110,13 +111,15 @@ class Journal:
         self._waiters: list[tuple[int, Future[None]]] = []
         self._error: JournalFull | JournalBroken | None = None
         self._closing = False
+        self._writing = False
         self._durable_seq = self._file.seq
         self._next_seq = self._file.seq + 1
         self._head = self._file.head
         self._first_seq = self._next_seq
         self._batches = self._bytes = self._rotations = 0
 
-        # Touched by the writer thread only.
+        # Touched by whoever has set _writing, under the lock: the writer thread, or a thread that
+        # flushes and found nobody writing.
         self._batch: list[bytes] = []  # taken from the queue and not durable yet
         self._compressor: threading.Thread | None = None
         self._compress([s for s in rotated_segments(self.path) if not s.compressed])
@@ -163,8 +166,23 @@ class Journal:
         await asyncio.wrap_future(self._flush_future())
 
     def flush_sync(self, timeout_s: float | None = None) -> None:
-        """As :meth:`flush`, for threads. Raises TimeoutError after ``timeout_s`` too."""
+        """As :meth:`flush`, for threads. Raises TimeoutError after ``timeout_s`` too.
+
+        Without a time limit it writes by itself where nobody else does so now: handing over to
+        the writer's thread and back takes longer than most writes.
+        """
+        if timeout_s is None:
+            self._write_here()
         self._flush_future().result(timeout_s)
+
+    def _write_here(self) -> None:
+        """Write a batch in this thread, unless another is at it or the last attempt failed."""
+        with self._wake:
+            if self._writing or self._error is not None or self._closing or not self._queue:
+                return
+            self._writing = True
+            self._take_batch()
+        self._write_guarded()
 
     async def room(self) -> None:
         """Returns when the queue is at most half full, so that ``append`` will not wait.
@@ -295,31 +313,51 @@ class Journal:
     # --- the writer thread -----------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while self._collect() and self._write():
-                pass
-        except Exception as error:  # noqa: BLE001 - the thread's root: waiters must hear of it
-            _log.exception("the journal's writer thread failed")
-            self._fail(JournalBroken(self.path, f"{type(error).__name__}: {error}"))
+        while self._collect() and self._write_guarded():
+            pass
 
     def _collect(self) -> bool:
         """Waits for lines and moves them into the batch; False when it is time to end."""
         with self._wake:
             if self._error is not None:
                 self._wake.wait_for(lambda: self._waiters or self._closing, _RETRY_S)
-            while not (self._queue or self._batch or self._closing):
-                self._wake.wait()
-            if not self._batch:
+            while True:
+                self._wake.wait_for(
+                    lambda: not self._writing and (self._queue or self._batch or self._closing)
+                )
+                if isinstance(self._error, JournalBroken):
+                    return False  # somebody who flushed has found that out
+                if self._batch:
+                    break
                 self._wake.wait_for(
                     lambda: self._waiters or self._closing or self._queued_bytes > _BATCH_BYTES,
                     self._commit_interval_s,
                 )
-            size = sum(map(len, self._batch))
-            while self._queue and size < _BATCH_BYTES:
-                raw = self._queue.popleft()
-                self._batch.append(raw)
-                size += len(raw)
-            return bool(self._batch)
+                if not self._writing and (self._queue or self._closing):
+                    break  # else somebody who flushed has written meanwhile
+            self._take_batch()
+            self._writing = bool(self._batch)
+            return self._writing
+
+    def _take_batch(self) -> None:
+        size = sum(map(len, self._batch))
+        while self._queue and size < _BATCH_BYTES:
+            raw = self._queue.popleft()
+            self._batch.append(raw)
+            size += len(raw)
+
+    def _write_guarded(self) -> bool:
+        """Writes the batch, whatever happens; False when it is time to end."""
+        try:
+            return self._write()
+        except Exception as error:  # noqa: BLE001 - waiters must hear of it
+            _log.exception("the journal's writer failed")
+            self._fail(JournalBroken(self.path, f"{type(error).__name__}: {error}"))
+            return False
+        finally:
+            with self._wake:
+                self._writing = False
+                self._wake.notify_all()
 
     def _write(self) -> bool:
         """Writes the batch; False when it is time to end."""

@@ -15,10 +15,12 @@ import ctypes
 import errno
 import io
 import itertools
+import math
 import os
 import re
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -46,6 +48,7 @@ _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # of the objects alone is then the cheaper way, up to this many of them.
 _DIRTY_LIMIT_KIB = 64 << 10
 _FSYNC_LIMIT = 256
+_DIRTY_FOR_S = 0.25  # asking the kernel costs as much as writing a small object
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _scratch_numbers = itertools.count()
@@ -69,6 +72,7 @@ class ObjectStore:
         self._pending: list[bytes] = []  # paths put and not yet synced
         self._known: set[str] = set()  # digests of objects known to be whole
         self._sync_lock = threading.Lock()
+        self._dirty_asked, self._dirty_kib = -math.inf, 0
         # A host that was killed may have left objects that never reached the disk, and a put of
         # the same bytes now adds nothing to _pending: so the first sync always syncs.
         self._unsynced_before = True
@@ -154,7 +158,7 @@ class ObjectStore:
                 return
             few = len(paths) <= _FSYNC_LIMIT and not self._unsynced_before
             try:
-                if few and _dirty_kib() > _DIRTY_LIMIT_KIB:
+                if few and self._much_is_dirty():
                     _fsync_each(paths)
                 else:
                     self._syncfs()
@@ -293,6 +297,12 @@ class ObjectStore:
         if _libc.syncfs(self._root_fd) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), os.fspath(self.root))
+
+    def _much_is_dirty(self) -> bool:
+        now = time.monotonic()
+        if now - self._dirty_asked > _DIRTY_FOR_S:
+            self._dirty_asked, self._dirty_kib = now, _dirty_kib()
+        return self._dirty_kib > _DIRTY_LIMIT_KIB
 
     def _raise_if_full(self, error: OSError) -> None:
         if error.errno in _FULL_ERRNOS and not isinstance(error, ObjectStoreFull):

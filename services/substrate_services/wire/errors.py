@@ -137,6 +137,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, not_built_methods: Collection[str] = ()) -> None:
         self._not_built = frozenset(not_built_methods)
+        self._guarded: dict[str, grpc.RpcMethodHandler[object, object]] = {}
 
     async def intercept_service(
         self,
@@ -146,20 +147,25 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[_Request, _Response] | None:
-        """Wraps the handler of one call; gRPC calls this."""
-        handler = await continuation(handler_call_details)
+        """Wraps the handler of a method, once; gRPC calls this for each call."""
         method = handler_call_details.method
+        known = self._guarded.get(method)
+        if known is not None:
+            return cast("grpc.RpcMethodHandler[_Request, _Response]", known)
+        handler = await continuation(handler_call_details)
         # None: no such method; gRPC then answers UNIMPLEMENTED by itself.
         if handler is None or not method.startswith(_OWN_PREFIX):
             return handler
         if method in self._not_built:
             return _wrapped(handler, _refuse_unary(method), _refuse_streaming(method))
         behaviour = _behaviour(handler)
-        return _wrapped(
+        guarded = _wrapped(
             handler,
             _guard_unary(cast("_Unary", behaviour), method),
             _guard_streaming(cast("_Streaming", behaviour), method),
         )
+        self._guarded[method] = cast("grpc.RpcMethodHandler[object, object]", guarded)
+        return guarded
 
 
 def _behaviour(handler: grpc.RpcMethodHandler[_Request, _Response]) -> object:

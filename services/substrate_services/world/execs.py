@@ -84,6 +84,7 @@ class Execs:
         self._decider = decider
         self._recorder = recorder
         self._execs: dict[str, dict[str, Exec]] = {}
+        self._unfinished: dict[str, dict[str, Exec]] = {}  # those of them that are not recorded
         self._removed: dict[tuple[str, str], SpanRecord] = {}
         self._starting: dict[tuple[str, str], asyncio.Task[Exec]] = {}
         self._recording: set[asyncio.Task[None]] = set()
@@ -143,9 +144,14 @@ class Execs:
                 return exec_
             await self._start_in_box(world, exec_, request, begin)
         except BaseException:
-            self._execs[world.spec.world_id].pop(request.exec_id, None)
+            self._drop(exec_)
             raise
         return exec_
+
+    def _drop(self, exec_: Exec) -> None:
+        """Forget an exec that did not begin."""
+        for known in (self._execs, self._unfinished):
+            known.get(exec_.start.world_id, {}).pop(exec_.exec_id, None)
 
     def _begin(
         self,
@@ -165,11 +171,13 @@ class Execs:
         if request.stdin_pipe:
             (exec_.directory / STDIN_FILE).touch()  # the next host process feeds it further
         self._execs.setdefault(world.spec.world_id, {})[request.exec_id] = exec_
+        self._unfinished.setdefault(world.spec.world_id, {})[request.exec_id] = exec_
         try:
-            self._journal.append(start_to_line(start))
-            write_exec_file(exec_.directory, start)
+            line = start_to_line(start)
+            self._journal.append(line)
+            write_exec_file(exec_.directory, line)
         except BaseException:
-            self._execs[world.spec.world_id].pop(request.exec_id, None)
+            self._drop(exec_)
             raise
         return exec_
 
@@ -214,7 +222,7 @@ class Execs:
         # A replayed terminal hears what was typed, or at once that nothing more will be.
         fed = action.stdin_digest is not None or (action.pty and not request.stdin_pipe)
         identity = identity_env(self._actions.original(exec_.start))
-        await mark_shared(world, exec_, self.all(world))
+        await mark_shared(world, exec_, self._unfinished[world.spec.world_id].values())
         world.running += 1
         try:
             if begin is not None:
@@ -307,6 +315,7 @@ class Execs:
             if exec_.phase == "running" and exec_.start.kind not in HOST_KINDS:
                 await self._finish(world, exec_, Ended.removed())
             await exec_.done.wait()
+        self._unfinished.pop(world.spec.world_id, None)
         for exec_id, exec_ in self._execs.pop(world.spec.world_id, {}).items():
             if exec_.record is not None:
                 self._removed[world.spec.world_id, exec_id] = exec_.record
@@ -353,6 +362,7 @@ class Execs:
             if not again and not ended.never_ran:
                 world.running -= 1
             exec_.phase = "finished"
+            self._unfinished.get(world.spec.world_id, {}).pop(exec_.exec_id, None)
             exec_.done.set()
             world.touch()
         by_init = exec_.start.kind not in HOST_KINDS
@@ -393,6 +403,7 @@ class Execs:
                     if state is not None and state.phase is Phase.EXITED:
                         await world.init.forget(exec_.exec_id)
                     continue
+                self._unfinished.setdefault(world.spec.world_id, {})[exec_.exec_id] = exec_
                 world.running += 1
                 if state is not None:
                     exec_.start = with_first_pid(exec_.start, state.pid)

@@ -19,6 +19,7 @@ from substrate_services.journal.parts import (
 )
 from substrate_services.world.limits import NO_LIMITS, Limits
 from substrate_services.world.project import Project, project_from_json, project_to_json
+from substrate_services.world.replacing import replace_file
 
 _FILE = "world.json"
 _VERSION = 1
@@ -80,9 +81,7 @@ class WorldState:
 
 def save_state(directory: Path, state: WorldState) -> None:
     """Write the world's file, whole or not at all."""
-    scratch = directory / f"{_FILE}.new"
-    scratch.write_bytes(compact_bytes(_to_json(state)) + b"\n")
-    scratch.replace(directory / _FILE)
+    replace_file(directory / _FILE, compact_bytes(_to_json(state)) + b"\n")
 
 
 def has_state(directory: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from substrate_services.world.actions import with_first_pid
 from substrate_services.world.ended import Ended
@@ -79,7 +79,7 @@ async def start_in_box(
     return None
 
 
-async def mark_shared(world: World, exec_: Exec, known: Sequence[Exec]) -> None:
+async def mark_shared(world: World, exec_: Exec, known: Iterable[Exec]) -> None:
     """Say of all that runs in the world at the same time as a step that it does.
 
     The changes of a step are what differs between two walks, so they are the step's own only

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from substrate_services.journal.codec import SpanStart, start_to_line
-from substrate_services.journal.jsontypes import compact_bytes
+from substrate_services.journal.codec import SpanStart
+from substrate_services.journal.jsontypes import JsonObject, compact_bytes
 from substrate_services.journal.schema import Action, Decision, ShellStep, SpanRecord
 from substrate_services.world.ended import Ended
 from substrate_services.world.file_kinds import FilesKind
 from substrate_services.world.output_log import OutputFollower
 from substrate_services.world.recording import Attempt
+from substrate_services.world.replacing import replace_file
 from substrate_services.world.worlds import World
 
 StepKind = Literal["exec", FilesKind, "apply", "discard", "rollback"]
@@ -131,8 +132,6 @@ def outcome_of(exec_: Exec) -> Ended:
     return Ended("EXITED", 0, duration_ns=took_ns, message=message)
 
 
-def write_exec_file(directory: Path, start: SpanStart) -> None:
-    """Keep on disk how a step began, for a host that takes over."""
-    scratch = directory / f"{EXEC_FILE}.new"
-    scratch.write_bytes(compact_bytes(start_to_line(start)) + b"\n")
-    scratch.replace(directory / EXEC_FILE)
+def write_exec_file(directory: Path, line: JsonObject) -> None:
+    """Keep on disk how a step began (its ``command_start`` line), for a host that takes over."""
+    replace_file(directory / EXEC_FILE, compact_bytes(line) + b"\n")
