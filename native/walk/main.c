@@ -45,7 +45,7 @@ void *grown(void *memory, size_t size) {
 
 /* What is left is to read whatever there is, and to be told of changes. */
 static void give_up_rights(void) {
-    const uint64_t kept = 1ull << CAP_DAC_READ_SEARCH | 1ull << CAP_BPF | 1ull << CAP_SYS_PTRACE;
+    const uint64_t kept = 1ull << CAP_DAC_READ_SEARCH | 1ull << CAP_BPF;
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct now[2] = {0}, least[2] = {0};
     if (syscall(SYS_capget, &header, now))
