@@ -46,7 +46,7 @@ def test_processes(shared: World) -> None:
 def test_first_process(shared: World) -> None:
     for attempt in ("cat /proc/1/environ", "ls /proc/1/root/etc", "cat /proc/1/maps"):
         result = shared.run(f"kill -9 1; {attempt}")
-        assert (result.ok, result.stdout) == (False, ""), attempt
+        assert (result.ok, result.stdout) == (False, ""), (attempt, result)
     assert said(shared, "echo alive") == "alive\n"
 
 

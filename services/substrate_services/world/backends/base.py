@@ -119,7 +119,7 @@ class Box:
     """A living box. The descriptors belong to whoever holds this; close them when done."""
 
     world_id: str
-    init_pid: int  # in the host's pid namespace
+    init_pid: int  # in the host's pid namespace, where networks and layers are reached by it
     channel_fd: int  # SOCK_SEQPACKET to the init
     segments_fd: int  # directory of the segment tmpfs
     pidfd: int
@@ -155,7 +155,25 @@ class BackendCapabilities:
 
 
 class Backend(Protocol):
-    """Makes, finds and removes boxes. Implementations: native; docker and vm follow."""
+    """Makes, finds and removes boxes. Implementations: native; docker and vm follow.
+
+    What one promises, whatever a box is to it (a container whose entrypoint is the init, a guest
+    whose pid 1 it is); ``tests/conformance`` holds it to what users see of it:
+
+    - ``substrate-init`` is pid 1 of the box, speaks native/include/protocol.h over
+      :attr:`Box.channel_fd`, and has more capabilities than any command. A backend that has no
+      socket into the box (a serial port of a guest) keeps one end of a pair itself and carries
+      packets and, for output logs and descriptors, their content.
+    - The mounts of the spec are made in their order, each resolved inside the box's root, and
+      nothing in the box can take one off. Layers' uppers stay where the spec has them on this
+      host: changes are found by walking them, also when the box is gone.
+    - A box outlives this process, with its commands, and is found again by :meth:`adopt`; once
+      what keeps boxes ends, each box ends with all that ran in it.
+    - After :meth:`remove` nothing of the box is left: no process, mount, cgroup or namespace.
+    - Nothing in a box sees or reaches the host but through the spec. What a host cannot do is told
+      by :meth:`capabilities`, with the consequence and the fix, and refused; never weakened in
+      silence.
+    """
 
     name: str
 
