@@ -37,6 +37,7 @@ class Helper:
         self._stop = asyncio.Event()
         self._service = Service(directory, self._linger)
         self._connections = 0
+        self._answering = 0
 
     async def run(self) -> None:
         """Serve until no world needs it and no host is there, or until told to stop."""
@@ -62,7 +63,8 @@ class Helper:
         )
 
     def _stop_if_idle(self) -> None:
-        if not self._service.is_needed:
+        # The first world's network takes a while, and is nobody's before it is there.
+        if not self._service.is_needed and not self._answering:
             self._stop.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,10 +82,14 @@ class Helper:
 
     async def _answer(self, request: dict[str, object], writer: asyncio.StreamWriter) -> None:
         answer: dict[str, object]
+        self._answering += 1
         try:
             answer = await self._do(request)
         except (InsideError, NetlinkError, UplinkError, BadRule, OSError) as error:
             answer = {"error": str(error)}
+        finally:
+            self._answering -= 1
+            self._linger()
         writer.write(json.dumps(answer | {"id": request["id"]}).encode() + b"\n")
         await writer.drain()
 

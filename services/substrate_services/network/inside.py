@@ -21,7 +21,7 @@ from typing import TypeVar
 from substrate_services.network import ruleset
 from substrate_services.network.addresses import ROUTER_V4, SLOTS
 from substrate_services.network.inits import Init, open_netns
-from substrate_services.network.links import UPLINK, Links
+from substrate_services.network.links import UPLINK, WORLD_LINK, Links
 from substrate_services.network.netlink import (
     CREATE,
     NETLINK_NETFILTER,
@@ -173,6 +173,8 @@ class _Inside:
 
     def _link(self, slot: int, netns: int) -> None:
         self._links.disconnect(slot)
+        # A helper that was killed may have made it, and not come to its address.
+        self._in_world(netns, lambda links: links.remove(WORLD_LINK))
         self._links.connect(slot, netns)
         with_v6 = self._links.has_default_route(6)
         self._in_world(netns, lambda links: links.configure_world(slot, with_v6=with_v6))

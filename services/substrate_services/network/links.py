@@ -152,7 +152,11 @@ class Links:
 
     def disconnect(self, slot: int) -> None:
         """Take a world's link away; it need not be there."""
-        index = self.index_of(link_name(slot))
+        self.remove(link_name(slot))
+
+    def remove(self, name: str) -> None:
+        """Take a link away, and with it its other end; it need not be there."""
+        index = self.index_of(name)
         if index is None:
             return
         try:
