@@ -157,13 +157,26 @@ static bool listed(int dir, const char *file, const char *name) {
     return false;
 }
 
-/* How many controllers a directory gives to those below; `ask`: after asking it to. */
+static bool has_processes(int dir) {
+    char first;
+    SUB_AUTO_FD fd = openat(dir, "cgroup.procs", O_RDONLY | O_CLOEXEC);
+    return fd < 0 || read(fd, &first, 1) != 0;
+}
+
+/*
+ * How many controllers a directory gives to those below; `ask`: after asking it to. With processes
+ * in it, only the root of the hierarchy may: cpu and pids could be enabled elsewhere, but turn a
+ * cgroup into a threaded one, below which nothing can be started (EOPNOTSUPP).
+ */
 static int count_controllers(int dir, bool ask, bool found[CONTROLLERS]) {
+    bool is_root = faccessat(dir, "cgroup.type", F_OK, 0) != 0;
+    memset(found, 0, CONTROLLERS * sizeof *found);
+    if (!is_root && has_processes(dir))
+        return 0;
     int count = 0;
     for (int i = 0; i < CONTROLLERS; i++) {
         char enable[16];
         snprintf(enable, sizeof enable, "+%s", controller_names[i]);
-        /* Fails where processes are in it, which only the root of the hierarchy may have. */
         if (ask && listed(dir, "cgroup.controllers", controller_names[i]))
             (void)!cgroup_write(dir, "cgroup.subtree_control", enable);
         found[i] = listed(dir, "cgroup.subtree_control", controller_names[i]);
