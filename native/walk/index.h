@@ -13,6 +13,7 @@ struct facts {
     uint64_t inode, size, device; /* the device that a device node stands for */
     int64_t modified_ns, changed_ns;
     uint32_t mode, owner, group;
+    bool fresh; /* changed in the very tick of the clock: what changes next may look the same */
 };
 
 struct entry {

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 #include <unistd.h>
 
 /* As the kernel has it (getdents(2)). */
@@ -65,6 +66,8 @@ static bool is_whiteout(uint32_t mode, uint64_t device) {
 /* `name` may be "" for the directory itself. */
 static bool look(int directory, const char *name, struct facts *facts) {
     struct statx found;
+    struct timespec now; /* as inodes' times have it: inode_set_ctime_current() */
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
     int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC | AT_EMPTY_PATH;
     if (syscall(SYS_statx, directory, name, flags, STATX_BASIC_STATS, &found))
         return false;
@@ -76,15 +79,17 @@ static bool look(int directory, const char *name, struct facts *facts) {
                             .mode = found.stx_mode,
                             .owner = found.stx_uid,
                             .group = found.stx_gid};
+    facts->fresh = facts->changed_ns >= now.tv_sec * 1000000000ll + now.tv_nsec;
     /* The kernel makes all whiteouts links to one inode: each new one changes all. */
     if (is_whiteout(facts->mode, facts->device))
         *facts = (struct facts){.mode = S_IFCHR};
     return true;
 }
 
-static bool same(const struct facts *a, const struct facts *b) {
-    return a->inode == b->inode && a->size == b->size && a->device == b->device &&
-           a->modified_ns == b->modified_ns && a->changed_ns == b->changed_ns && a->mode == b->mode;
+static bool same(const struct facts *before, const struct facts *now) {
+    return !before->fresh && before->inode == now->inode && before->size == now->size &&
+           before->device == now->device && before->modified_ns == now->modified_ns &&
+           before->changed_ns == now->changed_ns && before->mode == now->mode;
 }
 
 static int open_below(int root, const char *path) {

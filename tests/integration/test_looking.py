@@ -14,7 +14,7 @@ import pytest
 
 from substrate_services.native_paths import native_path
 from substrate_services.objects.store import hash_file
-from substrate_services.world import looking
+from substrate_services.world import layer_walks, looking
 from substrate_services.world.layer_walks import ENTRIES_TO_STAND_BY, LayerWalks
 from substrate_services.world.layers import Layer, UpperNode
 from substrate_services.world.looking import Looker
@@ -205,3 +205,42 @@ def test_a_looker_has_no_memory_or_access_error(
             assert looker.look(taken=chance.random() < 0.7, everything=True).everything
     finally:
         looker.close()
+
+
+def _write_twice(path: Path, look: Callable[[], object]) -> None:
+    """Write, look, and write as much again, until both writes have left the same times."""
+    for number in range(1_000):
+        path.write_bytes(b"%04d" % number)
+        before = os.stat(path)
+        look()
+        path.write_bytes(b"%04d" % (number + 5_000))
+        after = os.stat(path)
+        if (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns):
+            return
+    pytest.fail("no two writes came within one tick of the clock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system takes root")
+@pytest.mark.parametrize("with_looker", [False, True])
+def test_a_second_change_within_one_tick_is_found(
+    layer: Layer, with_looker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_walks, "ENTRIES_TO_STAND_BY", 0)  # a look has to be quick here
+    upper = os.fsdecode(layer.upper)
+    # Its times are those of the clock's tick, as all file systems' are before Linux 6.13.
+    subprocess.run(["mount", "-t", "ramfs", "none", upper], check=True)
+    try:
+        with walking(layer) as (walks, first):
+            if not with_looker:
+                walks.close()
+            known = [first]
+
+            def look() -> None:
+                known.append(walks.walk(known[-1]))
+
+            _write_twice(Path(upper) / "twice", look)
+            look()
+            assert known[-1]["root"] != known[-2]["root"]
+            assert known[-1]["root"] == walk_upper(layer, _keep)
+    finally:
+        subprocess.run(["umount", upper], check=True)

@@ -171,7 +171,7 @@ def _is_known(before: UpperNode, found: Found) -> bool:
     """Whether an entry is what it was when it was read; of directories that is not enough."""
     if found.identity is None:
         return before.state is None
-    if before.state is None or stat.S_ISDIR(found.mode) or before.unread:
+    if before.state is None or stat.S_ISDIR(found.mode) or before.unread or before.fresh:
         return False
     if before.kind == "file" and before.state.digest is None:
         return False

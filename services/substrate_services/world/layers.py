@@ -95,8 +95,11 @@ class UpperNode:
     a file has no digest or a directory no children here, though there may be some.
 
     Walks share the nodes of what has not changed between them, so a node that a walk has returned
-    stays as it is, but for what is noted down of it: what is :attr:`below`, and as which object its
-    directory is :attr:`kept`.
+    stays as it is, but for what is noted down of it: what is :attr:`below`, as which object its
+    directory is :attr:`kept`, and whether it is still :attr:`fresh`.
+
+    ``fresh``: it was read within the tick of the clock in which it was last changed. Another change
+    in that tick has the same times, so its identity tells nothing yet.
     """
 
     state: FileState | None
@@ -109,6 +112,7 @@ class UpperNode:
     linked: bool = False  # a file with several names
     below: Below | None = field(default=None, compare=False)
     kept: str = field(default="", compare=False)
+    fresh: bool = field(default=False, compare=False)
 
     @property
     def kind(self) -> FileKind | None:

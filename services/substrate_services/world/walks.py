@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,8 @@ HOLES_LIMIT_BYTES = 1 << 30
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 3
+# Of what inodes' times are read from (inode_set_ctime_current()); Python has no name for it.
+_CLOCK_REALTIME_COARSE = 5
 
 
 def walk_upper(layer: Layer, keep: KeepFile, previous: UpperNode | None = None) -> UpperNode:
@@ -143,6 +146,7 @@ class Walk:
         status = None
         for _attempt in range(_ATTEMPTS):
             try:
+                now = _now_ns()
                 status = os.lstat(name, dir_fd=directory_fd)
                 if is_whiteout(status):
                     is_known = before is not None and before.state is None
@@ -150,11 +154,13 @@ class Walk:
                 kind = kind_of(status.st_mode)
                 if kind == "file":
                     known = _known(status, before)
-                    return known or self._file(directory_fd, name)
+                    return known or _looked_again(self._file(directory_fd, name), before)
                 if kind != "dir" and before is not None and _is_same(before, kind, status):
                     return before
                 target = os.readlink(name, dir_fd=directory_fd) if kind == "symlink" else None
-                return UpperNode(file_state(kind, status, None, target), _identity(status))
+                node = UpperNode(file_state(kind, status, None, target), _identity(status))
+                node.fresh = kind != "dir" and status.st_ctime_ns >= now
+                return _looked_again(node, before)
             except FileNotFoundError:
                 return None
             except (ObjectTooLarge, _Swapped):
@@ -175,6 +181,7 @@ class Walk:
         # By path only, which opens nothing: a device or FIFO in its place never notices.
         place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
         try:
+            now = _now_ns()
             status = os.fstat(place)
             if not stat.S_ISREG(status.st_mode):
                 raise _Swapped
@@ -190,6 +197,7 @@ class Walk:
                 finally:
                     os.close(fd)
             node.state = file_state("file", status, digest, None)
+            node.fresh = status.st_ctime_ns >= now
             return node
         finally:
             os.close(place)
@@ -211,7 +219,20 @@ def _known(status: os.stat_result, before: UpperNode | None) -> UpperNode | None
 
 
 def _is_same(before: UpperNode, kind: FileKind, status: os.stat_result) -> bool:
-    return before.kind == kind and before.identity == _identity(status)
+    return not before.fresh and before.kind == kind and before.identity == _identity(status)
+
+
+def _looked_again(node: UpperNode, before: UpperNode | None) -> UpperNode:
+    """An entry as just read; the earlier node where that was fresh, and tells the same."""
+    if before is None or not before.fresh or node != before:
+        return node
+    before.fresh = node.fresh
+    return before
+
+
+def _now_ns() -> int:
+    """What the kernel gives as its time to what is changed now, or an instant later."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 def settled(node: UpperNode, before: UpperNode | None) -> UpperNode:
