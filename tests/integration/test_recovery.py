@@ -71,6 +71,19 @@ def test_a_command_that_ended_while_no_host_ran_is_recorded_by_the_next(
     assert len(spans_of(lone_user, "mkfifo")) == 1
 
 
+def test_the_output_of_a_command_that_an_earlier_host_recorded_ends(
+    lone_user: User, git_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lone_user.embedded(monkeypatch) as sub:
+        world = sub.world(project=git_checkout, cwd=git_checkout, keep=True)
+        world.exec("echo all", exec_id="over").wait()
+        kill_and_wait(lone_user.host_pid())
+        lone_user.up()
+        again = world.exec("echo all", exec_id="over")
+        assert b"".join(piece.data for piece in again.output(timeout_s=20)) == b"all\n"
+    assert len(spans_of(lone_user, "echo all")) == 1
+
+
 def test_a_host_that_is_asked_to_end_leaves_commands_running(
     lone_user: User, git_checkout: Path
 ) -> None:

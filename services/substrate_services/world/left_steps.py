@@ -32,6 +32,7 @@ def read_execs(reader: JournalReader, directory: Path) -> list[Exec]:
         exec_.record = reader.find_span(exec_.start.span_id)
         if exec_.record is not None:
             exec_.phase = "finished"
+            exec_.output.finish()  # else who follows it would wait for more for ever
             exec_.done.set()
         stdin = exec_directory / STDIN_FILE
         if stdin.exists():
