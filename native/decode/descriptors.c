@@ -77,6 +77,28 @@ static void copy(struct descriptors *descriptors, int32_t from, int64_t to) {
         source.kind != DESCRIPTOR_UNKNOWN ? source.length : 0);
 }
 
+/* Of some calls on paths the result is another number, or says success only. */
+static bool opens_descriptor(const struct sub_record *record) {
+    switch (record->op) {
+    case SUB_OP_sem_open:
+    case SUB_OP_scandir:
+    case SUB_OP_scandir64:
+    case SUB_OP_scandirat:
+    case SUB_OP_scandirat64:
+    case SUB_OP_ftw:
+    case SUB_OP_ftw64:
+    case SUB_OP_nftw:
+    case SUB_OP_nftw64:
+    case SUB_OP_fts_open:
+    case SUB_OP_fts64_open:
+    case SUB_OP_glob:
+    case SUB_OP_glob64:
+        return false;
+    default:
+        return record->error == 0;
+    }
+}
+
 void descriptors_follow(struct descriptors *descriptors, const struct sub_record *record,
                         const struct fields *fields, struct slice path) {
     struct slice address = {NULL, 0};
@@ -84,7 +106,7 @@ void descriptors_follow(struct descriptors *descriptors, const struct sub_record
         address = fields->addresses[0];
     switch (record->type) {
     case SUB_OPEN:
-        if (record->error == 0)
+        if (opens_descriptor(record))
             set(descriptors, record->result, DESCRIPTOR_FILE, DIRECTION_BOUND, path.bytes,
                 path.length);
         break;

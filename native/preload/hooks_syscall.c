@@ -73,6 +73,12 @@ static long open_how(int dirfd, const char *path, const struct open_how *how, si
     long fd = SYS4(SYS_openat2, dirfd, path, how, size);
     /* The kernel refuses some calls (E2BIG, EINVAL) before it looks at what is asked for. */
     bool told = size >= sizeof(*how) && (fd >= 0 || sub_readable(how, sizeof(*how)));
+    /* An absolute path starts at the directory then, as one without its slashes does. */
+    if (told && fd >= 0 && (how->resolve & RESOLVE_IN_ROOT) != 0 && path[0] == '/') {
+        while (*path == '/')
+            path++;
+        path = *path != '\0' ? path : ".";
+    }
     return opened(SUB_OP_openat2, start, dirfd, path, told ? (int)how->flags : 0,
                   told ? (int)how->mode : 0, fd);
 }

@@ -199,6 +199,7 @@ static bool opens_place(const struct sub_call *call, struct sub_text path,
     int flags = call->arg[1];
     bool makes = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
     if (call->type != SUB_OPEN || call->error != 0 || call->result < 0 ||
+        call->op == SUB_OP_sem_open || /* its result is no descriptor */
         ((flags & O_NOFOLLOW) == 0 && !makes) || (flags & O_TMPFILE) == O_TMPFILE ||
         path.length == 0 || path.flags != 0)
         return false;

@@ -39,13 +39,15 @@ def recorder(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path / "segments")
 
 
-def _run(recorder: Recorder, tmp_path: Path, body: str) -> tuple[Recording, Path]:
+def _run(
+    recorder: Recorder, tmp_path: Path, body: str, headers: str = ""
+) -> tuple[Recording, Path]:
     """Run the body of a main() that starts in a tree: a/b/c, other/b, link -> other."""
     tree = tmp_path / "tree"
     for name in ("a/b/c", "other/b"):
         (tree / name).mkdir(parents=True)
     (tree / "link").symlink_to("other")
-    source = f"{_HEAD}\nint main(void) {{\n{body}\nreturn 0; }}"
+    source = f"{_HEAD}{headers}\nint main(void) {{\n{body}\nreturn 0; }}"
     program = compile_c(source, tmp_path / "walk", "-lpthread")
     recording = recorder.run([program], cwd=tree)
     assert (recording.returncode, recording.stderr) == (0, b"")
@@ -406,6 +408,32 @@ def test_a_file_that_was_made_just_now_is_where_its_maker_said(
         if path.is_file():
             path.unlink()
     assert _asked(tmp_path, recorder, body) <= 3
+
+
+def test_what_opens_no_descriptor_names_none(recorder: Recorder, tmp_path: Path) -> None:
+    """The result of these is a count, or says success; a semaphore's was taken for number 0."""
+    body = """
+    char name[64], byte;
+    snprintf(name, sizeof(name), "/substrate-%d", getpid());
+    int kept = open("a/kept", O_RDWR | O_CREAT, 0600);
+    dup2(kept, 0);
+    if (sem_open(name, O_CREAT | O_EXCL, 0600, 1) == SEM_FAILED) return 1;
+    sem_unlink(name);
+    glob_t found;
+    glob("a/*", 0, NULL, &found);
+    if (write(0, "four", 4) != 4 || pread(0, &byte, 1, 0) != 1) return 2;
+    fchmod(0, 0640);
+    struct open_how how = {O_WRONLY | O_CREAT | O_EXCL, 0600, RESOLVE_IN_ROOT};
+    int a = open("a", O_RDONLY | O_DIRECTORY);
+    int made = (int)syscall(SYS_openat2, a, "//in", &how, sizeof(how));
+    fchmod(made, 0640);
+    """
+    headers = "#include <glob.h>\n#include <linux/openat2.h>\n#include <semaphore.h>\n"
+    recording, tree = _run(recorder, tmp_path, body, headers)
+    kept, made = str(tree / "a/kept"), str(tree / "a/in")
+    assert [event["path"] for event in recording.calls("fchmod")] == [kept, made]
+    moved = [e for e in recording.events if e.get("write_bytes") == 4 and e["read_bytes"] == 1]
+    assert [event["path"] for event in moved] == [kept]
 
 
 def test_a_walk_goes_on_when_its_segment_is_full(recorder: Recorder, tmp_path: Path) -> None:
