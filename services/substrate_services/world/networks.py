@@ -89,6 +89,7 @@ class Networks:
         self._answers: dict[int, asyncio.Future[dict[str, object]]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}  # by world: see _restore
         self._restarting: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -109,6 +110,15 @@ class Networks:
         Raises:
             ServiceError: NO_NETWORK, and it is as it was; WORLD_LOST.
         """
+        async with self._turn(world_id):
+            await self._change(world_id, box, rules, adopted=adopted)
+
+    def _turn(self, world_id: str) -> asyncio.Lock:
+        return self._turns.setdefault(world_id, asyncio.Lock())
+
+    async def _change(
+        self, world_id: str, box: Box, rules: tuple[str, ...], *, adopted: bool
+    ) -> None:
         if not parse_rules(rules).texts:
             if adopted and has_link(init := _init_of(box)):
                 self._wanted[world_id] = _Wanted(init, ())
@@ -135,10 +145,12 @@ class Networks:
         for key in exposed:
             del self._exposed[key]
         try:
-            self._wanted.pop(world_id, None)
-            if world_id in self._had:
-                self._had.discard(world_id)
-                await self._ask({"op": "detach", "world_id": world_id, "forget": True})
+            async with self._turn(world_id):
+                self._wanted.pop(world_id, None)
+                self._turns.pop(world_id, None)
+                if world_id in self._had:
+                    self._had.discard(world_id)
+                    await self._ask({"op": "detach", "world_id": world_id, "forget": True})
             if exposed:
                 await self._ask({"op": "unexpose", "world_id": world_id})
         except ServiceError as error:
@@ -285,13 +297,17 @@ class Networks:
             self._restarting = asyncio.create_task(self._restore())
 
     async def _restore(self) -> None:
-        """Tell a new helper what there is."""
+        """Tell a new helper what there is.
+
+        What is being changed is told by whoever changes it, and then as it is: else what has just
+        been closed would be opened again.
+        """
         found = self._capabilities()
-        for world_id, wanted in list(self._wanted.items()):
-            if self._wanted.get(world_id) is not wanted:
-                continue  # changed, or taken away, meanwhile
+        for world_id in list(self._wanted):
             try:
-                await self._ask(_attach(world_id, wanted, found))
+                async with self._turn(world_id):
+                    if (wanted := self._wanted.get(world_id)) is not None:
+                        await self._ask(_attach(world_id, wanted, found))
             except ServiceError as error:
                 log.warning("world %s stays without a network: %s", world_id, error)
         for (world_id, port), (init, number) in list(self._exposed.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from substrate_services.errors import InvalidField, ServiceError
@@ -40,12 +40,15 @@ class Updates:
         self._journal = journal
         self._networks = networks
 
-    async def update(self, world: World, wanted: WorldSpec, names: Collection[str]) -> None:
+    async def update(
+        self, world: World, change: Callable[[WorldSpec], WorldSpec], names: Collection[str]
+    ) -> None:
         """Let a world be as another spec says; steps that begin later are bound by that.
 
         Args:
             world: the world.
-            wanted: its spec, with other values in the fields that may change.
+            change: gives its spec with other values in the fields that may change. Asked when
+                nobody else changes it: what another update has taken away stays so.
             names: what is changed, for the journal.
 
         Raises:
@@ -55,6 +58,7 @@ class Updates:
         # One at a time, and none between a step and its record: both write the world's file.
         async with world.exchanging, world.tree.recording:
             _require_living(world)
+            wanted = change(world.spec)
             now, new = world.spec.limits, wanted.limits
             for name in ("disk_bytes", "inodes"):
                 if getattr(now, name) != getattr(new, name):

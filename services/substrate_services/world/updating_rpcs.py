@@ -36,9 +36,12 @@ class UpdatingRpcs:
         """See the contract."""
         world = self._worlds.get(request.world_id)
         paths = _checked(request.update_mask.paths)
-        wanted = updated(world.spec, request.world, paths)
         named = {"idle_timeout_s" if path == "idle_timeout" else path for path in paths}
-        await _whole(self._updates.update(world, wanted, {name.split(".")[0] for name in named}))
+
+        def change(spec: WorldSpec) -> WorldSpec:
+            return updated(spec, request.world, paths)
+
+        await _whole(self._updates.update(world, change, {name.split(".")[0] for name in named}))
         moved = await asyncio.to_thread(world.tree.moved_base)
         return worlds_pb2.UpdateWorldResponse(world=world_to_proto(world, moved_base=moved))
 
