@@ -64,11 +64,11 @@ def test_an_update_does_not_bring_back_what_another_takes_away(
     nothing: dict[str, Any] = dict.fromkeys((field.name for field in fields(WorldSpec)), "")
     world = _World(replace(WorldSpec(**nothing), network=("full",), labels=(), limits=NO_LIMITS))
     attached: list[tuple[str, ...]] = []
-    closing = asyncio.Event()
+    closing, asked_again = asyncio.Event(), asyncio.Event()
 
     async def attach(_world_id: str, _box: object, rules: tuple[str, ...]) -> None:
         closing.set()
-        await asyncio.sleep(0)
+        await asked_again.wait()
         attached.append(rules)
 
     async def run() -> None:
@@ -90,6 +90,8 @@ def test_an_update_does_not_bring_back_what_another_takes_away(
             group.create_task(change("network"))
             await closing.wait()
             group.create_task(change("keep"))
+            await asyncio.sleep(0)  # it begins
+            asked_again.set()
 
     asyncio.run(run())
     assert (world.spec.network, world.spec.keep) == ((), True)
