@@ -266,3 +266,83 @@ def test_an_import_that_was_cut_short_is_gone_with_the_next_host(tmp_path: Path)
     (left / "root").mkdir()
     ImageStore(tmp_path)
     assert not left.exists()
+
+
+def _pax(kind: bytes, **said: bytes) -> bytes:
+    text = b""
+    for name, value in said.items():
+        line = b" " + name.replace("__", ".").encode() + b"=" + value + b"\n"
+        length = next(n for n in range(len(line), len(line) + 9) if n == len(line) + len(str(n)))
+        text += b"%d" % length + line
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = kind, len(text)
+    return header.tobuf(tarfile.USTAR_FORMAT) + text + bytes(-len(text) % 512)
+
+
+def _entry(name: str = "x", kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _sparse_without_end() -> bytes:
+    header = bytearray(_entry(kind=tarfile.GNUTYPE_SPARSE))
+    header[482:495] = b"\x01" + b"0" * 11 + b"\0"  # more of the map follows
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + (b"1\0".rjust(12, b"0") * 42).ljust(512, b"\1") * 10_000
+
+
+@pytest.mark.parametrize(
+    ("archive", "words"),
+    [
+        (_pax(tarfile.XHDTYPE, mtime=b"inf") + _entry(), "time"),
+        (_pax(tarfile.XHDTYPE, SCHILY__xattr__user__x=b"v" * 70_000) + _entry(), "attributes"),
+        (_pax(tarfile.XGLTYPE, x=b"v" * 60_000) * 3 + _entry(), "global"),
+        (_pax(tarfile.XHDTYPE, path=b"x") * 2_000 + _entry(), "recursion"),
+        (_sparse_without_end(), "headers of more"),
+        (_entry(kind=tarfile.SYMTYPE), "No such file"),
+    ],
+    ids=["mtime", "attributes", "global", "nested", "sparse", "link"],
+)
+def test_what_tarfile_does_not_expect_is_refused_in_one_line(
+    store: ImageStore, tmp_path: Path, archive: bytes, words: str
+) -> None:
+    path = tmp_path / "archive"
+    path.write_bytes(archive + bytes(1024))
+    with pytest.raises(ImageInvalid, match=words) as refused:
+        add(store, path)
+    assert "\n" not in str(refused.value)
+    assert store.all() == []
+
+
+@pytest.mark.parametrize(
+    "config", [{"User": "\ud800"}, {"Cmd": ["a\0b"]}, {"Env": ["A\0=1"]}, {"WorkingDir": "/\udfff"}]
+)
+def test_configurations_that_no_system_call_can_carry_are_refused(
+    store: ImageStore, tmp_path: Path, config: dict[str, object]
+) -> None:
+    with pytest.raises(ImageInvalid, match="no text"):
+        add(store, oci(tmp_path / "archive", [FIRST], config))
+
+
+def test_a_hole_that_is_larger_than_the_disk_is_refused_before_it_is_written(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SIZE_LIMIT_BYTES", 1 << 60)
+    archive = _pax(tarfile.XHDTYPE, GNU__sparse__map=b"0,0", GNU__sparse__size=b"%d" % (1 << 59))
+    path = tmp_path / "archive"
+    path.write_bytes(archive + _entry() + bytes(1024))
+    with pytest.raises(OSError, match="No space left"):
+        add(store, path)
+    assert store.all() == []
+
+
+def test_no_name_is_taken_for_the_digest_of_another_image(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    evil = "sha256:" + "0" * 64
+    with pytest.raises(InvalidField, match="no digest"):
+        add(store, plain(tmp_path, [("x", b"x")]), evil)
+    image = add(store, docker(tmp_path / "saved", [FIRST], {}, evil))
+    assert image.names == ()

@@ -19,7 +19,13 @@ from substrate_services.objects.store import ObjectStore
 from substrate_services.world.backends.base import Backend
 from substrate_services.world.base_layout import make_base_layout
 from substrate_services.world.base_mounts import BaseMount, read_base_mounts
-from substrate_services.world.bases import Base, directory_base, image_base, recorded_base
+from substrate_services.world.bases import (
+    Base,
+    directory_base,
+    image_base,
+    image_digest,
+    recorded_base,
+)
 from substrate_services.world.basis import Basis
 from substrate_services.world.disk import make_disk, require_disk
 from substrate_services.world.ids import new_id, new_trace_id
@@ -260,6 +266,11 @@ class Preparer:
             fingerprints=plan.fingerprints if plan is not None else None,
             missing=plan.missing if plan is not None else (),
         )
+
+    def require_base(self, spec: WorldSpec) -> None:
+        """Raise ServiceError IMAGE_NOT_FOUND where a world's image is no longer there; blocks."""
+        if image_digest(spec.base):
+            recorded_base(self._images, spec.base)
 
     # -- worlds on the host's own tree, which can be made before anybody asks for them ----------
 

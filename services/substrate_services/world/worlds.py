@@ -186,6 +186,7 @@ class Worlds:
             discard=self._discard,
         )
         self._worlds: dict[str, World] = {}
+        self._being_made: dict[str, bytes] = {}  # on which base
         self._requests: dict[str, asyncio.Task[World]] = {}
         self._background: set[asyncio.Task[object]] = set()
         self.listeners: list[Listener] = []
@@ -214,8 +215,9 @@ class Worlds:
 
     def on_image(self, digest: str) -> str:
         """The id of a world whose root is this image; empty for none."""
-        for world_id, world in self._worlds.items():
-            if image_digest(world.spec.base) == digest:
+        bases = {world_id: world.spec.base for world_id, world in list(self._worlds.items())}
+        for world_id, base in (bases | self._being_made).items():
+            if image_digest(base) == digest:
                 return world_id
         return ""
 
@@ -254,6 +256,9 @@ class Worlds:
                 prepared = await asyncio.to_thread(
                     self.preparer.prepare, request, world_id, directory
                 )
+                self._being_made[world_id] = prepared.spec.base
+                # From here on its image stays; it may have been removed until now.
+                await asyncio.to_thread(self.preparer.require_base, prepared.spec)
                 box_made = asyncio.create_task(
                     self._backend.create(self._box_spec_of(prepared.spec, prepared.layout))
                 )
@@ -275,13 +280,15 @@ class Worlds:
             await self.networks.attach(world_id, box, prepared.spec.network)
             world.missing = prepared.missing
             await asyncio.to_thread(world.save)
+            self._worlds[world_id] = world
         except BackendError as error:
             await asyncio.shield(self._discard(world_id, directory, box))
             raise ServiceError("WORLD_NOT_MADE", f"the world could not be made: {error}") from error
         except BaseException:
             await asyncio.shield(self._discard(world_id, directory, box))
             raise
-        self._worlds[world_id] = world
+        finally:
+            self._being_made.pop(world_id, None)
         self._log("world_created", world, _created_detail(world))
         if request.before_span_id is None and request.snapshot_id is None:
             self._in_background(asyncio.to_thread(world.tree.pin_project))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, BinaryIO, cast
 
 from substrate_services.journal.jsontypes import JsonObject, JsonValue
-from substrate_services.world.images.bounded import Bounded, Member, decompressed
+from substrate_services.world.images.bounded import DAMAGED, Bounded, Member, decompressed
 from substrate_services.world.images.errors import ImageInvalid
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -79,13 +79,13 @@ class _Files:
                     if number >= _MEMBERS_LIMIT:
                         return
                     name = os.path.normpath(member.name)
-                    if member.isreg() and not member.sparse:
+                    if member.isreg() and not member.sparse and member.size >= 0:
                         self._found[name] = (member.offset_data, member.size)
                     elif member.issym():
                         # docker save writes a layer that two images share once.
                         where = os.path.join(os.path.dirname(name), member.linkname)
                         self._links[name] = os.path.normpath(where)
-        except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
+        except DAMAGED as error:
             raise ImageInvalid(f"this is no tar archive: {error}") from error
 
     def __contains__(self, name: str) -> bool:
@@ -304,19 +304,17 @@ def _config(document: JsonObject) -> ImageConfig:
     config = _object(document.get("config") or {}, "config")
     env = []
     for item in _list(config.get("Env") or [], "Env"):
-        name, equals, value = os.fsencode(str(item)).partition(b"=")
-        if not name or not equals or b"\0" in value:
+        name, equals, value = os.fsencode(_text(item, "Env")).partition(b"=")
+        if not name or not equals:
             raise ImageInvalid(f"Env has {item!r}, which is no variable")
         env.append((name, value))
-    working_dir = os.fsencode(str(config.get("WorkingDir") or ""))
-    if b"\0" in working_dir:
-        raise ImageInvalid("WorkingDir has a null byte")
+    working_dir = os.fsencode(_text(config.get("WorkingDir") or "", "WorkingDir"))
     return ImageConfig(
         env=tuple(env),
         working_dir=os.path.normpath(b"/" + working_dir.lstrip(b"/")) if working_dir else b"",
-        user=str(config.get("User") or ""),
-        entrypoint=tuple(map(str, _list(config.get("Entrypoint") or [], "Entrypoint"))),
-        command=tuple(map(str, _list(config.get("Cmd") or [], "Cmd"))),
+        user=_text(config.get("User") or "", "User"),
+        entrypoint=_texts(config.get("Entrypoint") or [], "Entrypoint"),
+        command=_texts(config.get("Cmd") or [], "Cmd"),
     )
 
 
@@ -341,6 +339,18 @@ def _hex(value: JsonValue) -> str:
 
 def _blob(digest: str) -> str:
     return f"blobs/sha256/{digest}"
+
+
+def _text(value: JsonValue, what: str) -> str:
+    text = str(value)
+    # JSON can say halves of characters, which neither a message nor a system call can.
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ImageInvalid(f"{what} has {text!r}, which is no text")
+    return text
+
+
+def _texts(value: JsonValue, what: str) -> tuple[str, ...]:
+    return tuple(_text(item, what) for item in _list(value, what))
 
 
 def _object(value: JsonValue, what: str) -> JsonObject:

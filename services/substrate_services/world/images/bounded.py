@@ -17,21 +17,61 @@ from substrate_services.world.images.errors import ImageInvalid, ImageTooLarge
 _ZSTD_WINDOW_BYTES = 128 << 20
 #: Of one extended header: names and attributes. tarfile reads each into memory whole.
 _HEADER_LIMIT_BYTES = 1 << 20
+#: Of all that tarfile reads to know one member, maps of holes too.
+_MEMBER_LIMIT_BYTES = 4 << 20
+#: Of all that is said for every member; tarfile keeps it, and gives each a copy.
+_GLOBAL_LIMIT_BYTES = 64 << 10
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
+    tarfile.GNUTYPE_SPARSE,
 )
+#: What hostile archives have tarfile raise, beside what it says it does.
+DAMAGED = (tarfile.TarError, EOFError, UnicodeError, ValueError, OverflowError, RecursionError)
+
+
+class _Counted:
+    """A file of which no more than so much is read."""
+
+    def __init__(self, inner: IO[bytes]) -> None:
+        self._inner = inner
+        self._left = _MEMBER_LIMIT_BYTES
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise ImageInvalid(f"headers of more than {_MEMBER_LIMIT_BYTES} bytes for one entry")
+        return self._inner.read(size)
 
 
 class Member(tarfile.TarInfo):
     """A member of an archive; one whose headers would fill the memory is refused."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> Self:
-        if self.type in _EXTENDED and self.size > _HEADER_LIMIT_BYTES:
+        if self.type not in _EXTENDED:
+            return self._process(archive)
+        if self.type != tarfile.GNUTYPE_SPARSE and self.size > _HEADER_LIMIT_BYTES:
             raise ImageInvalid(f"a header of {self.size} bytes in the archive")
+        if self.type == tarfile.XGLTYPE:
+            told = getattr(archive, "told_for_all_bytes", 0) + self.size
+            if told > _GLOBAL_LIMIT_BYTES:
+                raise ImageInvalid(f"more than {_GLOBAL_LIMIT_BYTES} bytes of global headers")
+            archive.told_for_all_bytes = told  # type: ignore[attr-defined] # ours to keep there
+        file = archive.fileobj
+        assert file is not None  # it is being read
+        archive.fileobj = cast("IO[bytes]", _Counted(cast("IO[bytes]", file)))
+        try:
+            return self._process(archive)
+        finally:
+            archive.fileobj = file
+
+    def _process(self, archive: tarfile.TarFile) -> Self:
         # The entry point that tarfile leaves to subclasses.
         found: Self = super()._proc_member(archive)  # type: ignore[misc]
         return found
@@ -98,5 +138,5 @@ def members(stream: IO[bytes]) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=Member) as archive:
             yield archive
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
+    except DAMAGED as error:
         raise ImageInvalid(f"the archive is damaged: {error}") from error

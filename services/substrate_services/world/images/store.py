@@ -36,6 +36,7 @@ ENTRIES_LIMIT = 4_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
+_PREFIX = "sha256:"  # no name begins like this: nothing is to be taken for another image
 _VERSION = 1
 
 
@@ -95,7 +96,7 @@ class ImageStore:
         """
         found = self.all()
         for image in found:
-            if wanted in image.names or wanted == image.digest:
+            if wanted == image.digest or (wanted in image.names and not _is_digest(wanted)):
                 return image
         digest = _DIGEST.fullmatch(wanted)
         if digest is not None:
@@ -130,11 +131,13 @@ class ImageStore:
             ImageInvalid, ImageTooLarge: of the archive; nothing is kept.
             OSError: of the file system.
         """
-        if name and not _NAME.fullmatch(name):
-            raise InvalidField("name", name, "expected letters, digits and ._/:@-, at most 255")
+        if name and not _is_name(name):
+            raise InvalidField(
+                "name", name, "expected letters, digits and ._/:@-, at most 255, and no digest"
+            )
         with archive.open("rb") as packed:
             source, digest, size_bytes = self._unpack(packed, workspace)
-        called = name or (source.name if _NAME.fullmatch(source.name) else "")
+        called = name or (source.name if _is_name(source.name) else "")
         with self._lock:
             directory = self._directory / digest.removeprefix("sha256:")
             if not (directory / "image.json").exists():
@@ -159,6 +162,8 @@ class ImageStore:
         """
         image = self.find(wanted)
         with self._lock:
+            if not image.root.exists():
+                raise ImageNotFound(f"image {wanted!r} was removed a moment ago")
             names = self._names()
             if wanted in names and len(image.names) > 1:
                 del names[wanted]
@@ -218,6 +223,7 @@ class ImageStore:
         for name in ("root", "image.json"):
             (workspace / name).rename(kept / name)
         kept.rename(directory)
+        _sync_directory(self._directory)
 
     def _load(self, directory: Path, names: dict[str, str]) -> Image:
         fields = Fields(json.loads((directory / "image.json").read_bytes()), "image.json")
@@ -248,8 +254,28 @@ class ImageStore:
 
     def _write_names(self, names: dict[str, str]) -> None:
         scratch = self._directory / "names.json.new"
-        scratch.write_bytes(compact_bytes(cast("JsonObject", dict(sorted(names.items())))) + b"\n")
+        with scratch.open("wb") as file:
+            file.write(compact_bytes(cast("JsonObject", dict(sorted(names.items())))) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # or after a crash there may be a file of nothing
         scratch.replace(self._directory / "names.json")
+        _sync_directory(self._directory)
+
+
+def _is_digest(text: str) -> bool:
+    return text.startswith(_PREFIX)
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and not _is_digest(text)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write_record(directory: Path, config: ImageConfig, size_bytes: int) -> None:

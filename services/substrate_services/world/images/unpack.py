@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import stat
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO
 
 from substrate_services.world.beneath import open_in_root
@@ -25,6 +27,23 @@ _BLOCK_BYTES = 1 << 20
 _DEPTH_LIMIT = 256
 _IDS = 65_536  # what a world maps
 _XATTR = "SCHILY.xattr."
+_XATTRS_LIMIT_BYTES = 3_072  # of one entry: what any file system has room for
+_KEPT_LIMIT_BYTES = 64 << 20  # of all directories together, which are dressed at the end
+_WRONG_HERE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EINVAL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dress:
+    """What an entry is beside its content."""
+
+    mode: int
+    owner: tuple[int, int] | None  # None: ours
+    when_ns: int
+    xattrs: tuple[tuple[str, bytes], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(name) + len(value) for name, value in self.xattrs)
 
 
 class Unpacker:
@@ -43,7 +62,8 @@ class Unpacker:
         self._root_fd = root_fd
         self._owners = owners
         self._entries_limit = entries_limit
-        self._directories: dict[bytes, tarfile.TarInfo] = {}
+        self._directories: dict[bytes, _Dress] = {}
+        self._kept_bytes = 0
         self._made: set[int] = set()  # inodes that this layer brought
         self._seen = 0
         self._size_limit_bytes = size_limit_bytes
@@ -70,7 +90,7 @@ class Unpacker:
                 try:
                     self._member(archive, member, path)
                 except OSError as error:
-                    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+                    if error.errno in _WRONG_HERE:
                         raise ImageInvalid(f"{os.fsdecode(path)}: {error.strerror}") from error
                     raise
                 except RecursionError as error:
@@ -84,7 +104,7 @@ class Unpacker:
             except OSError:
                 continue  # a later layer has something else there
             try:
-                self._dress(fd, self._directories[path])
+                _dress(fd, self._directories[path])
             finally:
                 os.close(fd)
 
@@ -93,7 +113,7 @@ class Unpacker:
     def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: bytes) -> None:
         if not path:
             if member.isdir():
-                self._directories[b""] = member
+                self._dress_later(b"", member)
             return
         above, name = os.path.split(path)
         with self._parent(above) as parent:
@@ -105,7 +125,7 @@ class Unpacker:
                 return
             if member.isdir():
                 self._directory(parent, name)
-                self._directories[path] = member
+                self._dress_later(path, member)
             elif member.isreg():
                 _remove(parent, name)
                 self._file(archive, member, parent, name)
@@ -160,6 +180,7 @@ class Unpacker:
     def _file(
         self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: bytes
     ) -> None:
+        self._require_room(member.size)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=parent)
         try:
@@ -173,9 +194,18 @@ class Unpacker:
                 left = memoryview(data)
                 while left:
                     left = left[os.write(fd, left) :]
-            self._dress(fd, member)
+            _dress(fd, self._dress_of(member))
         finally:
             os.close(fd)
+
+    def _require_room(self, size_bytes: int) -> None:
+        """Refuse at once what would not fit: a hole of terabytes takes a line to say."""
+        if self.size_bytes + size_bytes > self._size_limit_bytes:
+            raise ImageTooLarge(f"the image unpacks to more than {self._size_limit_bytes} bytes")
+        if size_bytes > _BLOCK_BYTES:
+            disk = os.fstatvfs(self._root_fd)
+            if size_bytes > disk.f_bavail * disk.f_frsize:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _hard_link(self, parent: int, name: bytes, target: bytes) -> None:
         above, target_name = os.path.split(target)
@@ -213,24 +243,52 @@ class Unpacker:
 
     # -- owners, modes, times ----------------------------------------------------------------------
 
-    def _dress(self, fd: int, member: tarfile.TarInfo) -> None:
-        if self._owners:
-            os.fchown(fd, *_owner(member))
+    def _dress_of(self, member: tarfile.TarInfo) -> _Dress:
+        xattrs = []
         for name, value in member.pax_headers.items():
             attribute = name.removeprefix(_XATTR)
             # No other kind means anything in a world, and overlayfs's own would be believed.
             if attribute == name or not attribute.startswith("user."):
                 continue
             if not attribute.startswith("user.overlay."):
-                os.setxattr(fd, attribute, value.encode("utf-8", "surrogateescape"))
-        # Set-id bits do nothing in a world (no_new_privs), and nobody on the host is to find any.
-        os.fchmod(fd, member.mode & (0o1777 if member.isdir() else 0o777))
-        os.utime(fd, ns=_times(member))
+                xattrs.append((attribute, value.encode("utf-8", "surrogateescape")))
+        dress = _Dress(
+            # Set-id bits do nothing in a world (no_new_privs), and nobody here is to find any.
+            mode=member.mode & (0o1777 if member.isdir() else 0o777),
+            owner=_owner(member) if self._owners else None,
+            when_ns=_time_ns(member),
+            xattrs=tuple(xattrs),
+        )
+        if dress.size_bytes > _XATTRS_LIMIT_BYTES:
+            raise ImageInvalid(f"{member.name!r} has {dress.size_bytes} bytes of attributes")
+        return dress
+
+    def _dress_later(self, path: bytes, member: tarfile.TarInfo) -> None:
+        dress = self._dress_of(member)
+        self._kept_bytes += dress.size_bytes
+        if self._kept_bytes > _KEPT_LIMIT_BYTES:
+            raise ImageTooLarge(f"directories have more than {_KEPT_LIMIT_BYTES} attribute bytes")
+        self._directories[path] = dress
 
     def _dress_link(self, parent: int, name: bytes, member: tarfile.TarInfo) -> None:
         if self._owners:
             os.chown(name, *_owner(member), dir_fd=parent, follow_symlinks=False)
-        os.utime(name, ns=_times(member), dir_fd=parent, follow_symlinks=False)
+        when_ns = _time_ns(member)
+        os.utime(name, ns=(when_ns, when_ns), dir_fd=parent, follow_symlinks=False)
+
+
+def _dress(fd: int, dress: _Dress) -> None:
+    if dress.owner is not None:
+        os.fchown(fd, *dress.owner)
+    for name, value in dress.xattrs:
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ImageInvalid(f"attribute {name!r} cannot be set: {error.strerror}") from error
+    os.fchmod(fd, dress.mode)
+    os.utime(fd, ns=(dress.when_ns, dress.when_ns))
 
 
 def _normal(path: bytes) -> bytes:
@@ -257,9 +315,10 @@ def _owner(member: tarfile.TarInfo) -> tuple[int, int]:
     return member.uid, member.gid
 
 
-def _times(member: tarfile.TarInfo) -> tuple[int, int]:
-    when = min(max(int(member.mtime * 1_000_000_000), 0), (1 << 62))
-    return when, when
+def _time_ns(member: tarfile.TarInfo) -> int:
+    if not math.isfinite(member.mtime):
+        raise ImageInvalid(f"{member.name!r} has no time that there is")
+    return min(max(int(member.mtime * 1_000_000_000), 0), 1 << 62)
 
 
 def _remove(parent: int, name: bytes) -> None:
