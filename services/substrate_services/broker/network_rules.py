@@ -1,22 +1,28 @@
 """Policy rules about what a world's network opens, held against the network rules of a world.
 
 A pattern is written like a network rule, but that ``host`` alone is every service of the host. What
-restricts counts where any of it is asked for; what allows, where nothing else is.
+restricts counts where any of it is asked for; what allows, where nothing else is. What restricts
+``full``, or a name, also restricts blocks of addresses so wide that they are no less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from substrate_services.network.presets import HOST_NAME
 from substrate_services.network.rules import (
     BadRule,
     BlockRule,
     DomainRule,
+    Network,
     NetworkRules,
     parse_rules,
 )
+
+#: Bits of a prefix, by version of IP: nobody was given more addresses than such a block has.
+_WIDE = {4: 8, 6: 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,12 @@ class _Full:
     pass
 
 
-_Part = DomainRule | BlockRule | _Host | _Full
+@dataclass(frozen=True, slots=True)
+class _Wide:
+    """Blocks of addresses so wide that any name may lead into them."""
+
+
+_Part = DomainRule | BlockRule | _Host | _Full | _Wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +57,7 @@ class NetworkPattern:
 
     def concerns(self, wanted: NetworkRules) -> bool:
         """Whether any of what is wanted is in it."""
-        return any(_overlap(part, asked) for part in self.parts for asked in _parts(wanted))
+        return any(_overlap(part, asked) for part in self.parts for asked in _asked(wanted))
 
 
 def compile_network(spec: str) -> NetworkPattern:
@@ -79,11 +90,23 @@ def _parts(rules: NetworkRules) -> tuple[_Part, ...]:
     return (*full, *rules.domains, *rules.blocks, *hosts)
 
 
+def _asked(rules: NetworkRules) -> tuple[_Part, ...]:
+    wide = any(block.prefixlen < _WIDE[block.version] for block in _together(rules))
+    return (*_parts(rules), *((_Wide(),) if wide else ()))
+
+
+def _together(rules: NetworkRules) -> Iterator[Network]:
+    v4 = [b.network for b in rules.blocks if isinstance(b.network, IPv4Network)]
+    v6 = [b.network for b in rules.blocks if isinstance(b.network, IPv6Network)]
+    yield from collapse_addresses(v4)
+    yield from collapse_addresses(v6)
+
+
 def _overlap(pattern: _Part, asked: _Part) -> bool:
     match pattern, asked:
-        case _Full(), _Full():
+        case ((_Full() | DomainRule() | BlockRule()), _Full()):
             return True
-        case ((DomainRule() | BlockRule()), _Full()):
+        case ((_Full() | DomainRule()), _Wide()):
             return True
         case DomainRule(), DomainRule():
             either = _below(pattern, asked) or _below(asked, pattern)
