@@ -15,10 +15,11 @@ import pytest
 from substrate_services.native_paths import native_path
 from substrate_services.objects.store import hash_file
 from substrate_services.world import layer_walks, looking
+from substrate_services.world.beneath import RENAME_EXCHANGE, rename
 from substrate_services.world.layer_walks import ENTRIES_TO_STAND_BY, LayerWalks
 from substrate_services.world.layers import Layer, UpperNode
 from substrate_services.world.looking import Looker
-from substrate_services.world.walks import walk_upper
+from substrate_services.world.walks import Walk, walk_upper
 from tests.native.recording import ROOT, compiler
 
 ROUNDS = 15
@@ -244,3 +245,47 @@ def test_a_second_change_within_one_tick_is_found(
             assert known[-1]["root"] == walk_upper(layer, _keep)
     finally:
         subprocess.run(["umount", upper], check=True)
+
+
+def test_a_directory_that_is_away_while_it_is_read_is_found_again(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper = Path(os.fsdecode(layer.upper))
+    upper_fd = os.open(upper, os.O_PATH | os.O_DIRECTORY)
+    read = Walk.entry
+    away = iter([True])
+
+    def exchange() -> None:
+        rename(upper_fd, b"back", upper_fd, b"other", RENAME_EXCHANGE)
+
+    def entry(
+        self: Walk, directory_fd: int, name: bytes, before: UpperNode | None
+    ) -> UpperNode | None:
+        if name != b"back" or not next(away, False):
+            return read(self, directory_fd, name, before)
+        exchange()
+        try:
+            return read(self, directory_fd, name, before)
+        finally:
+            exchange()
+
+    with walking(layer) as (walks, first):
+        known = walks.walk(first)
+        (upper / "back").mkdir()
+        (upper / "back" / "in").write_text("in")
+        (upper / "other").write_text("other")
+        monkeypatch.setattr(Walk, "entry", entry)
+        for _ in range(2):
+            known = walks.walk(known)
+        assert next(away, None) is None
+        assert known["root"] == walk_upper(layer, _keep)
+        assert walks.stands_by
+    os.close(upper_fd)
+
+
+def test_a_looker_that_is_in_the_midst_of_something_ends_at_once(layer: Layer) -> None:
+    with walking(layer) as (walks, _known):
+        pid = walks.looker_pid
+        os.kill(pid, signal.SIGSTOP)  # it hears nothing
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

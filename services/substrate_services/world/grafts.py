@@ -18,7 +18,7 @@ from substrate_services.world.walks import KeepFile, Walk, settled, why_unread
 
 def graft(
     layer: Layer, keep: KeepFile, before: UpperNode, looks: Iterable[Look], *, first: bool
-) -> UpperNode:
+) -> tuple[UpperNode, bool]:
     """Bring a walk up to date.
 
     Args:
@@ -27,10 +27,16 @@ def graft(
         before: the walk, which stays as it is; nodes of what has not changed are shared with it.
         looks: what has changed since, directories before those below them.
         first: the looks tell of all that there is.
+
+    Returns:
+        The walk, and whether all that was told was still there. Where not, the same has to be told
+        again: whoever told it takes what has gone from its place for known, and may find it there
+        again.
     """
     walk = Walk(layer.upper, layer, keep)
     with walk.opened():
-        return _Graft(walk, before, first=first).run(looks)
+        graft = _Graft(walk, before, first=first)
+        return graft.run(looks), graft.whole
 
 
 class _Graft:
@@ -40,12 +46,15 @@ class _Graft:
         self._copies: dict[bytes, tuple[UpperNode, UpperNode]] = {b"": (_copy(before), before)}
         # Directories of which all is told: what is not is no longer there.
         self._whole: set[bytes] = {b""} if first else set()
+        self.whole = True  # all that was told was there
 
     def run(self, looks: Iterable[Look]) -> UpperNode:
         for look in looks:
             node = self._copy_at(look.path)
             if node is not None:
                 self._look(look, node)
+            else:
+                self.whole = False
         self._look_at_unread()
         now = self._before
         # Those below before those above, and the root last.
@@ -109,6 +118,8 @@ class _Graft:
             if before is not None and before.kind == "dir" and _same_inode(before, found):
                 return  # what is in it follows
         child = self._walk.entry(fd, found.name, before)
+        if not _is_of(child, found):
+            self.whole = False
         self._drop(path, node, found.name)
         if child is not None:
             node.children[found.name] = child
@@ -176,6 +187,13 @@ def _is_known(before: UpperNode, found: Found) -> bool:
     if before.kind == "file" and before.state.digest is None:
         return False
     return before.kind == kind_of(found.mode) and before.identity == found.identity
+
+
+def _is_of(child: UpperNode | None, found: Found) -> bool:
+    """Whether what was read is what was found."""
+    if child is None or child.identity is None or found.identity is None:
+        return child is not None and child.identity == found.identity
+    return child.identity[0] == found.identity[0] and child.kind == kind_of(found.mode)
 
 
 def _same_inode(before: UpperNode, found: Found) -> bool:

@@ -99,10 +99,11 @@ class LayerWalks:
         self._taken = False
         first = not self._known
         known = self._known or previous
-        self._known = {
+        grafted = {
             layer.layer_id: graft(layer, self._keep, known[layer.layer_id], looks, first=first)
             for layer, looks in zip(self._layers, answer.looks, strict=True)
         }
-        self._taken = True
+        self._known = {layer_id: walk for layer_id, (walk, _whole) in grafted.items()}
+        self._taken = all(whole for _walk, whole in grafted.values())
         self.everything_seen = answer.everything
         return dict(self._known)

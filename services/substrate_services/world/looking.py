@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import threading
@@ -163,8 +164,10 @@ def _end(connection: socket.socket, pid: int) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)  # it ends when its socket does
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        # It ends when its socket does, but may be in the midst of a look that takes for ever.
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     _places.release()
 
 
