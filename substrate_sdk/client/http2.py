@@ -9,6 +9,7 @@ state that two threads or two processes share.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -54,6 +55,7 @@ class Http2Connection:
     """One connection. Not safe between threads, except :meth:`abort`."""
 
     def __init__(self, path: str) -> None:
+        self._process = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(path)
@@ -77,7 +79,7 @@ class Http2Connection:
 
     def reusable(self) -> bool:
         """Whether another call may start on it: what came meanwhile is looked at."""
-        if self._going or not self._ended:
+        if self._going or not self._ended or self._process != os.getpid():
             return False
         self._socket.setblocking(False)
         try:
@@ -179,6 +181,8 @@ class Http2Connection:
 
     def abort(self) -> None:
         """From any thread: whoever waits on it finds it lost."""
+        if self._process != os.getpid():
+            return  # it is the parent's call
         with contextlib.suppress(OSError):  # it is closed already
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -284,7 +288,9 @@ class Http2Connection:
             raise ConnectionLost(error.strerror or str(error)) from error
 
     def _arm(self) -> None:
-        """Let the next wait end at the deadline."""
+        """Let the next wait end at the deadline, and a forked child keep off its parent's call."""
+        if self._process != os.getpid():
+            raise ConnectionLost("the call is that of the process that forked this one")
         if self._deadline is None:
             self._socket.settimeout(None)
             return

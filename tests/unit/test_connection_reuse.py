@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from substrate_sdk.client.http2 import ConnectionLost, Http2Connection
 from substrate_sdk.client.methods import Method
 from substrate_sdk.client.transport import drive
 from substrate_sdk.client.unix_transport import UnixTransport
@@ -95,3 +98,30 @@ def test_a_call_may_begin_before_the_one_before_has_ended(
     assert ask(transport, "third") == "third"
     assert transport.take() is connection
     connection.close()
+
+
+def test_a_forked_child_neither_ends_nor_reads_its_parents_call(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(1)
+        connection = Http2Connection(str(tmp_path / "socket"))
+        connection.start("/test.Service/Stream", 10)
+        peer, _ = listener.accept()
+        child = os.fork()
+        if child == 0:
+            try:
+                connection.abort()
+                connection.leave()
+                reusable = connection.reusable()
+                connection.start("/test.Service/Stream", 10)
+            except ConnectionLost:
+                os._exit(int(reusable))
+            except BaseException:  # noqa: BLE001 # a child of the test must not go on as it
+                os._exit(3)
+            os._exit(4)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with peer:
+            assert peer.recv(1 << 16).startswith(b"PRI * HTTP/2.0")
+            with pytest.raises(BlockingIOError):  # and not the end
+                peer.recv(1, socket.MSG_DONTWAIT)
+        connection.close()
