@@ -243,13 +243,20 @@ class Networks:
             if self._writer is not None:
                 return self._writer
             try:
-                reader, writer = await asyncio.open_unix_connection(self._socket, limit=_LINE_LIMIT)
-            except OSError:
-                await self._start()
-                reader, writer = await asyncio.open_unix_connection(self._socket, limit=_LINE_LIMIT)
+                reader, writer = await self._connect()
+            except OSError as error:
+                raise ServiceError(
+                    "NO_NETWORK", f"the network helper cannot be reached: {error}; {self._see()}"
+                ) from error
             self._writer = writer
             self._reading = asyncio.create_task(self._read(reader))
             return writer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        with contextlib.suppress(OSError):
+            return await asyncio.open_unix_connection(self._socket, limit=_LINE_LIMIT)
+        await self._start()
+        return await asyncio.open_unix_connection(self._socket, limit=_LINE_LIMIT)
 
     async def _start(self) -> None:
         """Start the helper; posix_spawn only, in a session of its own, as it outlives us."""

@@ -391,7 +391,6 @@ class Worlds:
         try:
             box = await self._backend.create(self._box_spec_of(world.spec, world.layout))
             await self._attach(world, box)
-            await self.networks.attach(world.spec.world_id, box, world.spec.network)
         except (BackendError, InitGone) as error:
             world.lost = True
             if box is not None:
@@ -399,6 +398,8 @@ class Worlds:
             raise ServiceError(
                 "WORLD_NOT_MADE", f"the world could not be made again: {error}"
             ) from error
+        # Its tree is set back by now: without a network it is said to be, not to have failed.
+        await self._reattach(world, box)
         world.has_background = False
         for opened in self.openers:
             await opened(world)
