@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from substrate_sdk import Result
+from substrate_sdk import Limits, Result
 from substrate_sdk.client.sync import World
 from substrate_services.objects.store import ObjectStore, hash_file
 from substrate_services.world.changes import ChangeFinder
@@ -203,3 +203,26 @@ def test_what_no_program_says_is_found_in_the_step_that_did_it(
         world.run("rm -r full")
         world.rollback(silent.span_id)
         assert world.run("cat full/7/350").stdout == "raw\n"
+
+
+@pytest.mark.root
+def test_what_is_written_through_a_mapping_later_is_found_later(
+    user: User, git_checkout: Path
+) -> None:
+    """The page is dirty from the first write on, so that the second one is no event to anybody."""
+    writer = (
+        "import mmap, os\n"
+        "file = os.open('mapped', os.O_RDWR | os.O_CREAT); os.ftruncate(file, 4096)\n"
+        "page = mmap.mmap(file, 4096); os.close(file)\n"
+        "page[:3] = b'one'\n"
+        "os.mkfifo('told'); os.mkfifo('done')\n"
+        "open('told').close(); page[:3] = b'two'; open('done', 'w').close()\n"
+    )
+    own_disk = Limits(disk_bytes=32 << 20)  # which nothing else writes back meanwhile
+    with user.client() as sub, sub.world(cwd=git_checkout, limits=own_disk) as world:
+        world.exec([PYTHON, "-c", writer])
+        assert world.run("until test -p done; do sleep 0.01; done").ok
+        world.run("echo > told; read _ < done || :")
+        assert world.run("head -c3 mapped").stdout == "two"
+        world.rollback(world.run("true"), kill=True)
+        assert world.run("head -c3 mapped").stdout == "two"

@@ -19,6 +19,7 @@ from substrate_services.world.disk import (
     make_disk,
 )
 from substrate_services.world.limits import Limits
+from substrate_services.world.removal import empty
 
 pytestmark = [
     pytest.mark.root,
@@ -90,3 +91,13 @@ def test_a_disk_is_full_when_a_write_fails_and_not_before(disk: Path) -> None:
     with pytest.raises(OSError, match="space"):
         (point / "rest").write_bytes(bytes(4 * MIB))
     assert is_full(disk) == (True, False)
+
+
+def test_an_image_that_is_no_longer_wanted_does_not_keep_other_things_in_the_trash(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"image")
+    (tmp_path / "world" / "execs").mkdir(parents=True)
+    empty(tmp_path)
+    assert os.listdir(tmp_path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import stat
@@ -10,6 +11,37 @@ import stat
 # Interfaces and the recorder's own segments: no part of a world's tree.
 _NOT_IN_THE_TREE = (b"/proc/", b"/sys/", b"/dev/", b"/run/", b"/memfd:", b"/SYSV")
 _FLAGS = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
+_SYNC_FILE_RANGE_WAIT_BEFORE_AND_WRITE = 1 | 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def maps_files(init_pid: int) -> bool:
+    """Whether a process of a world has a file of its tree mapped, to be written.
+
+    Args:
+        init_pid: as for :func:`writes_files`.
+    """
+    pending = [init_pid]
+    while pending:
+        pid = pending.pop()
+        with contextlib.suppress(OSError):  # it has just ended
+            if pid != init_pid and _maps(pid):
+                return True
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
+                    pending += map(int, children.read().split())
+    return False
+
+
+def have_writes_told(descriptor: int) -> None:
+    """Have the kernel tell of the next write through a mapping, by the file's times.
+
+    It does so for the first write to a page that is clean (page_mkwrite), and a page is dirty until
+    it is written to the disk. Where that is not done (tmpfs), this changes nothing.
+    """
+    _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WAIT_BEFORE_AND_WRITE)
 
 
 def writes_files(init_pid: int) -> bool:
@@ -45,6 +77,10 @@ def _writes(pid: int) -> bool:
                 continue
             if stat.S_ISREG(os.stat(f"/proc/{pid}/fd/{number}").st_mode):
                 return True
+    return _maps(pid)
+
+
+def _maps(pid: int) -> bool:
     with open(f"/proc/{pid}/maps", "rb") as maps:
         for line in maps:
             fields = line.split(None, 5)

@@ -38,13 +38,16 @@ def remove_tree(directory: Path) -> None:
     path that could be too long. Overlays leave directories behind that nobody may enter.
     """
     detach_disks(directory)
-    # Without its state it is a world that was never finished, if this does not come to its end.
-    forget_state(directory)
     try:
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    except NotADirectoryError:  # the disk image of layers that a world does not go on with
+        directory.unlink()
+        return
     try:
+        # Without its state it is a world that was never finished, should this be cut short.
+        forget_state(directory)
         # An earlier removal may have been cut short: its names are not given again.
         fresh = (f".removed-{secrets.token_hex(4)}-{number}" for number in itertools.count())
         while names := _empty(top, top, fresh):

@@ -28,6 +28,7 @@ from substrate_services.world.fingerprint import (
     lstat_or_none,
     same_entry,
 )
+from substrate_services.world.holders import have_writes_told, maps_files
 from substrate_services.world.inputs import CHANGED_WHILE_READ, Inputs, put_inputs
 from substrate_services.world.layer_walks import LayerWalks
 from substrate_services.world.layers import LowerView, UpperNode
@@ -97,6 +98,8 @@ class WorldTree:
         self.recording = asyncio.Lock()
         self._walker = LayerWalks(layout.layers, self._keep_upper)
         self._host_wrote = False  # in a layer: the kernel names what the world's processes change
+        self._init_pid = 0  # of the world, when it was last known to live
+        self._mapped: bool | None = None  # whether it maps files, once a walk wants to know
         self._walks: dict[str, UpperNode] = {}
         self._first_walks: dict[str, UpperNode] = {}
         self._fingerprints: dict[bytes, FileFingerprint] = {}
@@ -190,6 +193,7 @@ class WorldTree:
             box: where the world lives, if it does: the kernel names what is changed from there.
         """
         with self._lock:
+            self._init_pid = box.init_pid if box is not None else 0
             walks = self._walk_all(everything=self._host_wrote or box is None)
             changes = tuple(self._finder.changes(self._walks, walks))
             inputs = self._keep_inputs(reads, changes, began_ns)
@@ -354,12 +358,17 @@ class WorldTree:
         return found
 
     def _walk_all(self, *, everything: bool = True) -> dict[str, UpperNode]:
+        self._mapped = None
         return self._walker.walk(self._walks, everything=everything)
 
     def _put_snapshot(self, walks: dict[str, UpperNode]) -> str:
         return put_snapshot(self._store, self._base_digest, self._layout.layers, walks)
 
     def _keep_upper(self, descriptor: int, status: os.stat_result) -> str:
+        if self._mapped is None:
+            self._mapped = self._init_pid != 0 and maps_files(self._init_pid)
+        if self._mapped:
+            have_writes_told(descriptor)
         # No more than it had: a file may grow faster than it can be read.
         return self._store.put_file(descriptor, limit_bytes=status.st_size)
 
