@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -126,7 +127,7 @@ def test_rules_change_on_a_living_world_and_narrowing_cuts_what_is_open(
 def test_a_killed_helper_leaves_the_world_closed_and_the_next_goes_on(
     online: User, internet: Internet, git_checkout: Path
 ) -> None:
-    internet.name("site.example", V4)
+    internet.name("site.example", V4, ttl=600)
     internet.name("later.example", OTHER_V4)
     with online.client() as sub:
         rules = ["site.example", "later.example"]
@@ -143,6 +144,7 @@ def test_a_killed_helper_leaves_the_world_closed_and_the_next_goes_on(
     online.up()
     with online.client() as sub:
         world = sub.connect(world.world_id)
+        assert connect(world, f"{V4}:80") == ["reached"]  # what was open is, unasked
         assert fetch(world, "http://site.example/", "http://later.example/") == [
             f"200 {V4} /",
             f"200 {OTHER_V4} /",
@@ -185,6 +187,34 @@ def state_file(user: User, world_id: str) -> Path:
 
 def state_of(user: User, world_id: str) -> str:
     return state_file(user, world_id).read_text()
+
+
+def test_a_helper_that_died_in_a_change_leaves_no_name_open_that_was_closed(
+    online: User, internet: Internet, git_checkout: Path
+) -> None:
+    """What names had opened is the kernel's, and the next helper has no rules to compare with."""
+    internet.name("site.example", V4)
+    internet.name("later.example", OTHER_V4)
+    with online.client() as sub:
+        wide = ["site.example", "later.example"]
+        world = sub.world(project=git_checkout, network=wide, keep=True)
+        assert fetch(world, "http://site.example/", "http://later.example/") == [
+            f"200 {V4} /",
+            f"200 {OTHER_V4} /",
+        ]
+    kill_and_wait(online.host_pid())
+    kill_and_wait(helper_of(online))
+    # As after a change that the host wrote down and the helper did not live to make.
+    written = json.loads(state_of(online, world.world_id))
+    assert written["network"] == wide
+    narrow = json.dumps(written | {"network": wide[:1]})
+    state_file(online, world.world_id).write_text(narrow)
+    online.up()
+    with online.client() as sub:
+        world = sub.connect(world.world_id)
+        assert connect(world, f"{OTHER_V4}:80") == ["ConnectionRefusedError"]
+        assert fetch(world, "http://site.example/") == [f"200 {V4} /"]
+        world.remove()
 
 
 def test_a_dead_way_out_is_opened_again_and_its_worlds_are_told(

@@ -30,7 +30,7 @@ from substrate_services.network.netlink import (
     nested,
     text,
 )
-from substrate_services.network.rules import parse_rules
+from substrate_services.network.rules import NetworkRules, parse_rules
 
 MESSAGE_LIMIT = 1 << 20
 _NEWNET, _NEWUSER = 0x40000000, 0x10000000
@@ -160,7 +160,8 @@ class _Inside:
             if slot is None:
                 slot = _free_slot(set(_numbers(request, "taken")), _number(request, "first"))
             # The filter first: from its first packet on the world is under its rules.
-            self._nft(ruleset.attach(slot, rules, forget_names=is_new or bool(request["changed"])))
+            forget_names = is_new or not self._is_under(slot, rules)
+            self._nft(ruleset.attach(slot, rules, forget_names=forget_names))
             if is_new:
                 try:
                     self._link(slot, netns)
@@ -170,6 +171,16 @@ class _Inside:
                     self._nft(ruleset.detach(slot))
                     raise
         return slot
+
+    def _is_under(self, slot: int, rules: NetworkRules) -> bool:
+        """Whether a world has these rules. The kernel knows, also after a helper was killed."""
+        listed = subprocess.run(
+            ["nft", "list", "chain", "inet", ruleset.TABLE, ruleset.admitting(slot)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return ruleset.is_of(rules, listed.stdout)
 
     def _link(self, slot: int, netns: int) -> None:
         self._links.disconnect(slot)

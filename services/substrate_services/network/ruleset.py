@@ -14,6 +14,7 @@ record of its refusals have bounds of their own, and its questions to the resolv
 from __future__ import annotations
 
 import hashlib
+import re
 
 from substrate_services.network.addresses import (
     HOST_V4,
@@ -114,6 +115,17 @@ def mark_of(rules: NetworkRules) -> int:
     """The mark of flows that these rules let begin; never 0."""
     text = "\n".join(map(str, (rules.mode, rules.domains, rules.blocks, rules.host_ports)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") | 1
+
+
+def admitting(slot: int) -> str:
+    """The chain of a world that marks its flows."""
+    return f"{link_name(slot)}_admit"
+
+
+def is_of(rules: NetworkRules, listed: str) -> bool:
+    """Whether that chain, as nft lists it, is of these rules."""
+    marks = re.findall(r"ct mark set (0x[0-9a-f]+)", listed)
+    return [int(mark, 16) for mark in marks] == [mark_of(rules)]
 
 
 def attach(slot: int, rules: NetworkRules, *, forget_names: bool) -> str:

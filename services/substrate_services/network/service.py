@@ -117,7 +117,6 @@ class Service:
                     rules=list(rules.texts),
                     taken=sorted(self._slots),
                     first=self._next,
-                    changed=changed,
                 )
             except BaseException:
                 if known is not None:
