@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import os
 import stat
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from substrate_services.errors import InvalidField
+from substrate_services.world.beneath import sync_filesystem
 from substrate_services.world.images import store as store_module
 from substrate_services.world.images.errors import (
     ImageError,
@@ -20,6 +23,7 @@ from substrate_services.world.images.errors import (
     ImageNotFound,
     ImageTooLarge,
 )
+from substrate_services.world.images.importing import Images
 from substrate_services.world.images.store import Image, ImageStore
 from substrate_services.world.removal import remove_tree
 from tests.unit.image_archives import Members, config_of, docker, oci, sha256, tar
@@ -346,3 +350,29 @@ def test_no_name_is_taken_for_the_digest_of_another_image(
         add(store, plain(tmp_path, [("x", b"x")]), evil)
     image = add(store, docker(tmp_path / "saved", [FIRST], {}, evil))
     assert image.names == ()
+
+
+def test_an_import_that_nobody_waits_for_any_more_is_kept_whole(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(descriptor: int) -> None:
+        reached.set()
+        assert go_on.wait(20)
+        sync_filesystem(descriptor)
+
+    async def archive() -> AsyncIterator[bytes]:
+        yield FIRST
+
+    async def scenario() -> None:
+        task = asyncio.create_task(Images(store, lambda _digest: "").add("one", archive()))
+        assert await asyncio.to_thread(reached.wait, 20)
+        task.cancel()  # its client has gone
+        await asyncio.wait([task])
+        go_on.set()
+
+    monkeypatch.setattr(store_module, "sync_filesystem", slow)
+    asyncio.run(scenario())  # which waits for its threads
+    assert tree_of(store.find("one").root)["dir/deep/b"] == b"b"
+    assert not list((tmp_path / "home" / "images").glob("incoming-*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable
+from pathlib import Path
 
 from substrate_services.errors import ServiceError
 from substrate_services.world.images.errors import (
@@ -46,13 +47,23 @@ class Images:
                             "TOO_LARGE", f"the archive has more than {SIZE_LIMIT_BYTES} bytes"
                         )
                     await asyncio.to_thread(file.write, piece)
-            return await asyncio.to_thread(self.store.add, path, name, workspace)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(remove_tree, workspace))
+            raise
+        try:
+            return await asyncio.to_thread(self._keep, path, name, workspace)
         except ImageInvalid as error:
             raise ServiceError("IMAGE_INVALID", str(error)) from error
         except ImageTooLarge as error:
             raise ServiceError("TOO_LARGE", str(error)) from error
+
+    def _keep(self, archive: Path, name: str, workspace: Path) -> Image:
+        # All in one thread: nobody can call it back, and were the workspace removed beside it
+        # because a client has gone, half of an image could be kept for the whole of it.
+        try:
+            return self.store.add(archive, name, workspace)
         finally:
-            await asyncio.to_thread(remove_tree, workspace)
+            remove_tree(workspace)
 
     async def remove(self, wanted: str) -> Image:
         """Remove an image. Raises ServiceError IMAGE_NOT_FOUND, IMAGE_IN_USE."""
