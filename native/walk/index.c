@@ -8,7 +8,7 @@
 
 static uint32_t hash_name(const struct index *index, uint32_t parent, const char *name,
                           size_t length) {
-    uint64_t hash = 14695981039346656037u ^ parent; /* FNV-1a */
+    uint64_t hash = index->seed ^ parent; /* FNV-1a, but for where it begins */
     for (size_t i = 0; i < length; i++)
         hash = (hash ^ (uint8_t)name[i]) * 1099511628211u;
     return (uint32_t)(hash ^ hash >> 32) & (index->buckets - 1);

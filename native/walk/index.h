@@ -36,6 +36,7 @@ struct index {
     uint32_t *by_name, *by_inode;
     uint32_t buckets, living;
     uint64_t serials;
+    uint64_t seed; /* of names' hashes: who chooses names must not choose where they meet */
 };
 
 /* They end the program where memory is short: whoever asked looks for themselves then. */

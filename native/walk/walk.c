@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -243,6 +244,8 @@ static void read_unread(struct walk *walk) {
 }
 
 void walk_begin(struct walk *walk, const int *roots, uint32_t count) {
+    if (getrandom(&walk->index.seed, sizeof walk->index.seed, 0) < 0)
+        die("no random numbers");
     walk->root_count = count;
     for (uint32_t i = 0; i < count; i++) {
         walk->roots[i] = roots[i];
