@@ -206,8 +206,8 @@ def test_a_gigabyte_goes_in_and_out_in_constant_memory(
     assert taken == size
     assert result.changes[0].after is not None
     assert result.changes[0].after.size_bytes == size
-    # What is between two threads at most, whatever the size; 51 to 55 MiB were measured.
-    assert host.most - host.before < 128 * MB
+    # What is between two threads at most, whatever the size; 14 to 20 MiB were measured, busy or not.
+    assert host.most - host.before < 64 * MB
     assert client.most - client.before < 100 * MB
 
 

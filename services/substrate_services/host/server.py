@@ -44,6 +44,10 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # The window would follow bandwidth times delay, and on a busy machine the delay is ours: an
+    # upload then filled hundreds of megabytes of the host. This much is enough for any link.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4 << 20),
 )
 
 Servicer: TypeAlias = (
