@@ -206,7 +206,7 @@ def test_a_gigabyte_goes_in_and_out_in_constant_memory(
     assert taken == size
     assert result.changes[0].after is not None
     assert result.changes[0].after.size_bytes == size
-    # What is between two threads at most, whatever the size; 14 to 20 MiB were measured, busy or not.
+    # What is between two threads at most; 14 to 20 MiB were measured, on a busy machine or not.
     assert host.most - host.before < 64 * MB
     assert client.most - client.before < 100 * MB
 
