@@ -55,7 +55,8 @@ def bash() -> Suite:
         )
         ran = run(["sh", "-c", script], recorded=recorded, tree=tree, timeout_s=120)
         printed = normalised(ran.stdout + ran.stderr)
-        return {name: {"exit": _status(ran), "output": printed}}, ran.segments
+        lines = "\n".join(sorted(printed.splitlines()))
+        return {name: {"exit": _status(ran), "output": lines}}, ran.segments
 
     return Suite(
         "bash",
@@ -124,11 +125,18 @@ def python() -> Suite:
 _DURATION = re.compile(r"duration_ms\S* \S+|\b[\d.]+ms\b")
 
 
+# It says which files strace may see opened; strace sees those of a preloaded library as well.
+_NODE_LEFT_OUT = {"test-strace-openat-openssl.js"}
+
+
 def node() -> Suite:
-    """Node's test/parallel, each test by exit status and output."""
+    """Node's test/parallel, each test by exit status and the lines of its output.
+
+    In no order: connections, workers and processes that run at once write as they come.
+    """
     tree = LAID_OUT / "node"
     found = (tree / "test" / "parallel").glob("test-*.*js")
-    names = sorted(path.name for path in found)
+    names = sorted({path.name for path in found} - _NODE_LEFT_OUT)
 
     def outcomes(tests: Sequence[str], recorded: bool) -> tuple[dict[str, Cases], int]:
         (name,) = tests
@@ -142,7 +150,8 @@ def node() -> Suite:
             env={"NODE_TEST_DIR": "/tmp"},
         )
         printed = _DURATION.sub("", normalised(ran.stdout) + normalised(ran.stderr))
-        return {name: {"exit": _status(ran), "output": printed}}, ran.segments
+        lines = "\n".join(sorted(printed.splitlines()))
+        return {name: {"exit": _status(ran), "output": lines}}, ran.segments
 
     return Suite(
         "node", "the installed node; test/parallel of Debian's source of its major version",
