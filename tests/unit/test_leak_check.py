@@ -116,6 +116,31 @@ def test_a_descriptor_is_named(tmp_path: Path) -> None:
     assert "left-open" in assert_reported(result, r"file descriptor \d+ -> ")
 
 
+def test_what_an_open_client_keeps_for_its_next_call_is_no_leak(tmp_path: Path) -> None:
+    result = run_suite(
+        tmp_path,
+        """
+        import asyncio, socket
+        from substrate_sdk.client.unix_transport import UnixTransport
+        from substrate_sdk.config import Endpoint
+
+        @pytest.fixture(scope="module")
+        def client(tmp_path_factory):
+            path = tmp_path_factory.mktemp("host") / "sock"
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(path))
+                listening.listen()
+                made = UnixTransport(Endpoint(path=str(path)))
+                yield made
+                asyncio.run(made.close())
+
+        def test_keeps_a_connection(client):
+            client.give_back(client.take())
+        """,
+    )
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.mark.root
 def test_a_mount_is_named_and_removed(tmp_path: Path) -> None:
     result = run_suite(
