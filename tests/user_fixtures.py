@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from substrate_sdk.client.sync import World
 from tests.leaks import LeakChecker
 from tests.users import User, new_user
 
@@ -54,6 +55,22 @@ def as_user() -> tuple[str, ...]:
 def rootless() -> Iterator[User]:
     """An unprivileged user whose host runs."""
     with rootless_user() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["user", "rootless"])
+def who(request: pytest.FixtureRequest) -> tuple[str, User]:
+    """With privilege and without; their hosts start before any test's leak check looks."""
+    name: str = request.param
+    return name, request.getfixturevalue(name)
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, who: tuple[str, User]) -> Iterator[World]:
+    """A world of either, on a checkout; modules that need another have a fixture of this name."""
+    name, user = who
+    project: Path = request.getfixturevalue("git_checkout" if name == "user" else "own_checkout")
+    with user.client() as sub, sub.world(project=project, cwd=project) as made:
         yield made
 
 

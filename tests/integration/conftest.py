@@ -1,7 +1,8 @@
-"""The users of these tests."""
+"""The users of these tests, and the internet of some."""
 
 from __future__ import annotations
 
-from tests.user_fixtures import lone_user, own_checkout, rootless, user
+from tests.internet_fixtures import internet, online
+from tests.user_fixtures import lone_user, own_checkout, rootless, user, who, world
 
-__all__ = ["lone_user", "own_checkout", "rootless", "user"]
+__all__ = ["internet", "lone_user", "online", "own_checkout", "rootless", "user", "who", "world"]

@@ -13,8 +13,8 @@ from substrate_sdk import Substrate
 from substrate_services.network.ruleset import FLOWS_LIMIT, NAMED_LIMIT
 from tests.integration.test_network_living import routed
 from tests.integration.test_network_rules import connect, run
-from tests.internet import DNS, OTHER_V4, V4, Internet, make_internet
-from tests.users import PYTHON, User, new_user, read_some
+from tests.internet import OTHER_V4, V4, Internet
+from tests.users import PYTHON, User, read_some
 
 pytestmark = [
     pytest.mark.root,
@@ -60,21 +60,6 @@ for name in sys.argv[1:]:
     except OSError as error:
         print('error')
 """
-
-
-@pytest.fixture(scope="module")
-def internet() -> Iterator[Internet]:
-    with make_internet() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def online(internet: Internet) -> Iterator[User]:
-    """A user whose host is on that internet."""
-    with new_user(internet.as_host, variables=(("SUBSTRATE_DNS", DNS),)) as made:
-        made.up()
-        made.run("world", "create", "--net", "stays.example", cwd=Path("/"))
-        yield made
 
 
 @pytest.fixture

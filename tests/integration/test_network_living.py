@@ -26,7 +26,6 @@ from tests.internet import (
     V4,
     V6,
     Internet,
-    make_internet,
 )
 from tests.leaks import processes
 from tests.user_fixtures import rootless_user
@@ -40,12 +39,6 @@ pytestmark = [
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # one that an ordinary user may execute
 _VARIABLES = (("SUBSTRATE_DNS", DNS),)
-
-
-@pytest.fixture(scope="module")
-def internet() -> Iterator[Internet]:
-    with make_internet() as made:
-        yield made
 
 
 @pytest.fixture

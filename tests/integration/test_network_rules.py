@@ -24,9 +24,8 @@ from tests.internet import (
     V4,
     V6,
     Internet,
-    make_internet,
 )
-from tests.users import PYTHON, User, eventually, new_user
+from tests.users import PYTHON, User, eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -45,22 +44,6 @@ for where in sys.argv[1:]:
     except OSError as error:
         print(type(error).__name__, flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def internet() -> Iterator[Internet]:
-    with make_internet() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def online(internet: Internet) -> Iterator[User]:
-    """A user whose host is on that internet."""
-    with new_user(internet.as_host, variables=(("SUBSTRATE_DNS", DNS),)) as made:
-        made.up()
-        # One world that stays, so that the helper is nobody's leak and is started once.
-        made.run("world", "create", "--net", "stays.example", cwd=Path("/"))
-        yield made
 
 
 @pytest.fixture

@@ -46,13 +46,6 @@ def placed(user: User, project: Path) -> Iterator[Place]:
         yield Place(user, world, project)
 
 
-@pytest.fixture(scope="module", params=["user", "rootless"])
-def who(request: pytest.FixtureRequest) -> tuple[str, User]:
-    # Their hosts start with the module, before any test's leak check looks.
-    name: str = request.param
-    return name, request.getfixturevalue(name)
-
-
 @pytest.fixture
 def place(request: pytest.FixtureRequest, who: tuple[str, User]) -> Iterator[Place]:
     name, user = who

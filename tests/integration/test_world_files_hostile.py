@@ -20,20 +20,6 @@ SECRET = b"of the host alone"
 MB = 1 << 20
 
 
-@pytest.fixture(scope="module", params=["user", "rootless"])
-def who(request: pytest.FixtureRequest) -> tuple[str, User]:
-    name: str = request.param
-    return name, request.getfixturevalue(name)
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest, who: tuple[str, User]) -> Iterator[World]:
-    name, user = who
-    project: Path = request.getfixturevalue("git_checkout" if name == "user" else "own_checkout")
-    with user.client() as sub, sub.world(project=project, cwd=project) as made:
-        yield made
-
-
 @pytest.fixture
 def secret(who: tuple[str, User]) -> Iterator[Path]:
     """A file that only the recorder sees, beside its own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,6 @@ from substrate_sdk.errors import (
     WorldNotADirectory,
 )
 from tests.users import User
-
-
-@pytest.fixture(scope="module", params=["user", "rootless"])
-def who(request: pytest.FixtureRequest) -> tuple[str, User]:
-    name: str = request.param
-    return name, request.getfixturevalue(name)
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest, who: tuple[str, User]) -> Iterator[World]:
-    name, user = who
-    project: Path = request.getfixturevalue("git_checkout" if name == "user" else "own_checkout")
-    with user.client() as sub, sub.world(project=project, cwd=project) as made:
-        yield made
 
 
 def described(root: Path) -> dict[bytes, tuple[object, ...]]:

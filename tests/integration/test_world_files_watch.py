@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +11,7 @@ from substrate_sdk.client.sync import World
 from substrate_sdk.client.sync_files import FileWatch
 from substrate_sdk.errors import SubstrateError, WorldFileNotFound, WorldNotADirectory
 from substrate_sdk.types import Change
-from tests.users import User, eventually
-
-
-@pytest.fixture(scope="module", params=["user", "rootless"])
-def who(request: pytest.FixtureRequest) -> tuple[str, User]:
-    name: str = request.param
-    return name, request.getfixturevalue(name)
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest, who: tuple[str, User]) -> Iterator[World]:
-    name, user = who
-    project: Path = request.getfixturevalue("git_checkout" if name == "user" else "own_checkout")
-    with user.client() as sub, sub.world(project=project, cwd=project) as made:
-        yield made
+from tests.users import eventually
 
 
 def until(watch: FileWatch, found: Callable[[Change], bool]) -> list[Change]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyte
@@ -12,7 +11,6 @@ import pytest
 
 from substrate_sdk import Result
 from substrate_sdk.client.sync import Exec, World
-from tests.users import User
 
 _PATIENCE_S = 60.0
 
@@ -63,20 +61,6 @@ class Program:
             for output in self._output:
                 self._stream.feed(output.data)
         return self._proc.wait()
-
-
-@pytest.fixture(scope="module", params=["user", "rootless"])
-def who(request: pytest.FixtureRequest) -> tuple[str, User]:
-    name: str = request.param
-    return name, request.getfixturevalue(name)
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest, who: tuple[str, User]) -> Iterator[World]:
-    name, user = who
-    project: Path = request.getfixturevalue("git_checkout" if name == "user" else "own_checkout")
-    with user.client() as sub, sub.world(project=project, cwd=project) as made:
-        yield made
 
 
 def _needs(command: str, package: str) -> None:

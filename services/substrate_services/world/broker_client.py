@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from substrate_sdk._pb.substrate.broker.v1alpha1 import broker_pb2, broker_pb2_grpc
@@ -48,34 +49,15 @@ class BrokerClient:
 
     async def decide_network(self, spec: WorldSpec) -> Decision:
         """What policy says of a world with this network."""
-        facts = broker_pb2.StepFacts(
-            kind=broker_pb2.STEP_KIND_NETWORK,
-            world_id=spec.world_id,
-            session_id=spec.session_id,
-            agent_id=spec.agent_id,
-            profile=spec.profile,
-            cwd=spec.cwd,
-            project=spec.project.root if spec.project is not None else None,
-            policy_file=spec.policy_file or b"",
-            network=spec.network,
-        )
+        facts = _facts(spec, spec.cwd, spec.network)
+        facts.kind = broker_pb2.STEP_KIND_NETWORK
         answer = await self._broker.Evaluate(broker_pb2.EvaluateRequest(step=facts))
         return decision_from_proto(answer.decision)
 
     async def decide(self, world: World, action: Action, kind: StepKind) -> Decision:
         """See :class:`Decider`."""
-        spec = world.spec
-        facts = broker_pb2.StepFacts(
-            world_id=spec.world_id,
-            session_id=spec.session_id,
-            agent_id=spec.agent_id,
-            profile=spec.profile,
-            cwd=action.cwd,
-            project=spec.project.root if spec.project is not None else None,
-            policy_file=spec.policy_file or b"",
-            action_digest=action_digest(action),
-            network=action.network,
-        )
+        facts = _facts(world.spec, action.cwd, action.network)
+        facts.action_digest = action_digest(action)
         if kind == "exec":
             facts.kind = broker_pb2.STEP_KIND_EXEC
             facts.command.CopyFrom(command_to_proto(action.command))
@@ -89,6 +71,20 @@ class BrokerClient:
             facts.paths.extend(_changed(action))
         answer = await self._broker.Evaluate(broker_pb2.EvaluateRequest(step=facts))
         return decision_from_proto(answer.decision)
+
+
+def _facts(spec: WorldSpec, cwd: bytes, network: Sequence[str]) -> broker_pb2.StepFacts:
+    """What policy is told of a world, whatever it is asked about."""
+    return broker_pb2.StepFacts(
+        world_id=spec.world_id,
+        session_id=spec.session_id,
+        agent_id=spec.agent_id,
+        profile=spec.profile,
+        cwd=cwd,
+        project=spec.project.root if spec.project is not None else None,
+        policy_file=spec.policy_file or b"",
+        network=network,
+    )
 
 
 def _changed(action: Action) -> list[bytes]:
