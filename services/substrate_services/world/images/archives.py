@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, BinaryIO, cast
 
 from substrate_services.journal.jsontypes import JsonObject, JsonValue
-from substrate_services.world.images.bounded import DAMAGED, Bounded, Member, decompressed
+from substrate_services.world.images.bounded import DAMAGED, Bounded, Member, decompressed, each
 from substrate_services.world.images.errors import ImageInvalid
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -74,8 +74,7 @@ class _Files:
         self._file.seek(0)
         try:
             with tarfile.open(fileobj=self._file, mode="r:", tarinfo=Member) as archive:
-                for number, member in enumerate(archive):
-                    archive.members = []  # type: ignore[attr-defined] # it need not remember
+                for number, member in enumerate(each(archive)):
                     if number >= _MEMBERS_LIMIT:
                         return
                     name = os.path.normpath(member.name)

@@ -140,3 +140,10 @@ def members(stream: IO[bytes]) -> Iterator[tarfile.TarFile]:
             yield archive
     except DAMAGED as error:
         raise ImageInvalid(f"the archive is damaged: {error}") from error
+
+
+def each(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members one after the other; none is remembered, however many they are."""
+    for member in archive:
+        archive.members = []  # type: ignore[attr-defined] # so says tarfile's manual
+        yield member

@@ -7,13 +7,14 @@ is one user's, and so are its images.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -292,24 +293,16 @@ def _write_record(directory: Path, config: ImageConfig, size_bytes: int) -> None
     (directory / "image.json").write_bytes(compact_bytes(record) + b"\n")
 
 
-class _uncompressed:  # noqa: N801 # a context manager, used as a function
+@contextlib.contextmanager
+def _uncompressed(packed: BinaryIO, workspace: Path) -> Iterator[BinaryIO]:
     """An archive as a plain file: itself, or decompressed beside it where it was not."""
-
-    def __init__(self, packed: BinaryIO, workspace: Path) -> None:
-        self._packed = packed
-        self._path = workspace / "plain.tar"
-        self._file: BinaryIO = packed
-
-    def __enter__(self) -> BinaryIO:
-        stream = decompressed(self._packed)
-        if stream is not self._packed:
-            bounded = Bounded(stream, SIZE_LIMIT_BYTES)
-            with self._path.open("wb") as plain:
-                shutil.copyfileobj(cast("BinaryIO", bounded), plain, 1 << 20)
-            self._file = self._path.open("rb")
-        return self._file
-
-    def __exit__(self, *_error: object) -> None:
-        if self._file is not self._packed:
-            self._file.close()
-            self._path.unlink()
+    stream = decompressed(packed)
+    if stream is packed:
+        yield packed
+        return
+    path = workspace / "plain.tar"
+    with path.open("w+b") as plain:
+        path.unlink()  # it goes with its descriptor, however this ends
+        shutil.copyfileobj(cast("BinaryIO", Bounded(stream, SIZE_LIMIT_BYTES)), plain, 1 << 20)
+        plain.seek(0)
+        yield plain

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from substrate_services.world.beneath import open_in_root
-from substrate_services.world.images.bounded import members
+from substrate_services.world.images.bounded import each, members
 from substrate_services.world.images.errors import ImageInvalid, ImageTooLarge
 
 _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
@@ -80,12 +80,10 @@ class Unpacker:
         """
         self._made = set()
         with members(stream) as archive:
-            for member in archive:
+            for member in each(archive):
                 self._seen += 1
                 if self._seen > self._entries_limit:
                     raise ImageTooLarge(f"the image has more than {self._entries_limit} entries")
-                # All the tar has been told; it need not remember.
-                archive.members = []  # type: ignore[attr-defined] # so says tarfile's manual
                 path = _normal(os.fsencode(member.name))
                 try:
                     self._member(archive, member, path)
